@@ -1,0 +1,1 @@
+"""The thought of plumbline: values, maths and the loop. Importing it never loads Ray, vLLM or DeepSpeed."""

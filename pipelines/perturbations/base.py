@@ -1,0 +1,58 @@
+"""What a perturbation and a region selector are, and how they meet."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipelines.types import Media, Op
+
+Mask = NDArray[np.bool_]  # [height, width], True where damage goes
+
+
+@dataclass(frozen=True, kw_only=True)
+class Regions:
+    """Where to damage, and why there."""
+
+    mask: Mask
+    facts: Mapping[str, Any] = field(default_factory=dict[str, Any])  # JSON-able: keywords, boxes
+
+
+class Perturbation(Protocol):
+    """Damages a media inside a mask (None: everywhere). Pure: the same seed gives the same array."""
+
+    def __call__(self, media: Media, mask: Mask | None, seed: int) -> Media: ...
+
+
+class RegionSelector(Protocol):
+    """Finds the regions that an answer speaks of; None when it finds none."""
+
+    def __call__(self, media: Media, answer: str, gold: Mapping[str, Any]) -> Regions | None: ...
+
+
+def damage(
+    media: Media,
+    perturbation: Perturbation,
+    selector: RegionSelector | None,
+    answer: str,
+    gold: Mapping[str, Any],
+    seed: int,
+) -> Media:
+    """Damage the regions that `selector` finds in `media`; the whole media when it finds none.
+
+    The operation recorded on the result says whether that fallback was taken (`fallback`), so that it can
+    be counted (MFPO, arXiv 2410.15334, falls back the same way; inferred from a third-party note).
+    """
+    regions = selector(media, answer, gold) if selector is not None else None
+    damaged = perturbation(media, regions.mask if regions is not None else None, seed)
+    if damaged.op is None or damaged.parent != media.digest:
+        raise ValueError(f"{type(perturbation).__name__} must record its operation and its parent media")
+    facts: dict[str, Any] = dict(regions.facts) if regions is not None else {}
+    if selector is not None:
+        facts["fallback"] = regions is None
+    op = Op(name=damaged.op.name, params={**damaged.op.params, **facts}, seed=damaged.op.seed)
+    return replace(damaged, op=op)

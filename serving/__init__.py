@@ -1,0 +1,1 @@
+"""Serving of finished weights behind an OpenAI-compatible API."""
