@@ -8,7 +8,7 @@ RUN ?=
 ARGS ?=
 READY := $(VENV)/.ready-$(EXTRA)
 
-.PHONY: setup align test lint controls clean
+.PHONY: setup align test lint seeds controls margins clean
 
 setup: $(READY)
 
@@ -32,6 +32,10 @@ lint: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports
 	$(BIN)/pyright
+
+# Long runs with a bounded time each; finished runs under runs/seeds are not repeated.
+seeds controls margins: setup
+	$(BIN)/python -m benchmarks.seeds $(if $(filter seeds,$@),align,$@) $(ARGS)
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .hypothesis

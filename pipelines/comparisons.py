@@ -25,18 +25,37 @@ class Edges:
 
     `Edges({"text": ("w@x", "l@x"), "media": ("w@x", "w@m")})`: the chosen answer is preferred to the
     rejected one under the clean prompt x, and under x to itself under the damaged prompt m.
+
+    An edge listed in `optional` is left out when the program made no such response or prompt (a prompt
+    without media has no damaged twin); any other edge must be there. Raises ValueError for a cell that is not
+    written so, an edge from a cell to itself, an unknown optional edge, and a missing response or prompt.
     """
 
     edges: Mapping[str, tuple[str, str]]  # name -> (winner cell, loser cell)
+    optional: frozenset[str] = frozenset()
+
+    def __post_init__(self) -> None:
+        for name, (winner, loser) in self.edges.items():
+            for cell in (winner, loser):
+                response, at, prompt = cell.partition("@")
+                if not (response and at and prompt):
+                    raise ValueError(f"edge {name!r}: expected cells like 'w@x', got {cell!r}")
+            if winner == loser:
+                raise ValueError(f"edge {name!r} compares the cell {winner!r} with itself")
+        if unknown := self.optional - set(self.edges):
+            raise ValueError(f"optional edges {sorted(unknown)} are not among the edges {sorted(self.edges)}")
 
     @property
     def emits(self) -> frozenset[str]:
         return frozenset(self.edges)
 
     def __call__(self, group: str, draft: Draft) -> tuple[Comparison, ...]:
-        cells = list(dict.fromkeys(cell for pair in self.edges.values() for cell in pair))
+        edges = self._present(group, draft)
+        cells = list(dict.fromkeys(cell for pair in edges.values() for cell in pair))
         responses = list(dict.fromkeys(cell.split("@")[0] for cell in cells))
         prompts = list(dict.fromkeys(cell.split("@")[1] for cell in cells))
+        if not cells:
+            return ()
 
         def candidate(cell: str) -> Candidate:
             response, prompt = cell.split("@")
@@ -51,7 +70,7 @@ class Edges:
 
         preferences = tuple(
             Preference(name=name, winner=cells.index(winner), loser=cells.index(loser))
-            for name, (winner, loser) in self.edges.items()
+            for name, (winner, loser) in edges.items()
         )
         comparison = Comparison(
             id=f"{group}/0",
@@ -61,3 +80,23 @@ class Edges:
             preferences=preferences,
         )
         return (comparison,)
+
+    def _present(self, group: str, draft: Draft) -> dict[str, tuple[str, str]]:
+        """The edges whose responses and prompts the draft has."""
+        present: dict[str, tuple[str, str]] = {}
+        for name, pair in self.edges.items():
+            missing = [cell for cell in pair if not _has(draft, cell)]
+            if not missing:
+                present[name] = pair
+            elif name not in self.optional:
+                raise ValueError(
+                    f"group {group}: the edge {name!r} needs the cell {missing[0]!r}, but "
+                    f"the program made the responses {sorted(draft.chosen)} and the prompts {sorted(draft.prompts)}; "
+                    "add the step that makes it, or list the edge in `optional`"
+                )
+        return present
+
+
+def _has(draft: Draft, cell: str) -> bool:
+    response, prompt = cell.split("@")
+    return response in draft.chosen and prompt in draft.prompts

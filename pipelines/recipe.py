@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from pipelines.comparisons import Compare
 from pipelines.objectives.base import Objective
@@ -17,7 +17,7 @@ class Stage:
     rollout: Step
     compare: Compare
     objective: Objective
-    order: Order = InOrder()
+    order: Order = field(default_factory=InOrder)
 
     def __post_init__(self) -> None:
         missing = self.objective.edges - self.compare.emits

@@ -10,6 +10,7 @@ nothing to learn from raises `Drop` with a short, countable reason.
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -97,22 +98,35 @@ class Sample(Step):
 
     n: int = 8
 
+    def __post_init__(self) -> None:
+        if self.n < 1:
+            raise ValueError(f"Sample(n=...): expected at least 1 response, got {self.n}")
+
     async def __call__(self, draft: Draft, tools: Tools, seed: int) -> Draft:
         rollouts = tuple(await tools.sample(draft.prompt, draft.media, self.n, seed))
         scores = tuple(await tools.score(rollouts))
+        if len(scores) != len(rollouts):
+            raise ValueError(f"the scorer gave {len(scores)} scores for {len(rollouts)} responses")
         return replace(draft, rollouts=rollouts, scores=scores)
 
 
 @dataclass(frozen=True)
 class Choose(Step):
-    """Best against worst by score: "w" and "l". Missing scores never take part; ties drop the group."""
+    """Best against worst by score: "w" and "l". Missing scores never take part; ties drop the group.
+
+    Among equal scores the earlier response is taken, on both ends.
+    """
 
     min_gap: float = 0.0  # the scores must differ by more than this
+
+    def __post_init__(self) -> None:
+        if not self.min_gap >= 0:
+            raise ValueError(f"Choose(min_gap=...): expected at least 0, got {self.min_gap}")
 
     async def __call__(self, draft: Draft, tools: Tools, seed: int) -> Draft:
         values = {i: s.value for i, s in enumerate(draft.scores) if s.value is not None}
         if len(values) < 2:
-            raise Drop("missing_score")
+            raise Drop("too_few_responses" if len(draft.scores) < 2 else "missing_score")
         best = max(values, key=lambda i: values[i])
         worst = min(values, key=lambda i: values[i])
         if values[best] - values[worst] <= self.min_gap:
@@ -124,35 +138,44 @@ class Choose(Step):
 class Damage(Step):
     """Adds a prompt with damaged media under a name.
 
-    `of` names the chosen answer from which a selector takes its regions; damage therefore follows choosing.
+    `of` names the chosen response from which a selector takes its regions, so a step with a selector follows
+    choosing. `optional`: a prompt without media, or one that the damage left as it was, goes on without the
+    damaged prompt instead of being dropped; for damage that is only watched.
     """
 
     name: str
     perturbation: Perturbation
     selector: RegionSelector | None = None
     of: str = "w"
+    optional: bool = False
 
     async def __call__(self, draft: Draft, tools: Tools, seed: int) -> Draft:
-        if not draft.prompt.media:
-            raise Drop("no_media_to_damage")
-        answer = draft.rollouts[draft.chosen[self.of]].response.text
-        table = dict(draft.media)
-        swap: dict[str, str] = {}
-        for position, digest in enumerate(dict.fromkeys(draft.prompt.media)):
-            damaged = await tools.damage(
-                draft.media[digest],
-                self.perturbation,
-                self.selector,
-                answer,
-                draft.prompt.gold,
-                derived_seed(seed, position),
+        digests = tuple(dict.fromkeys(draft.prompt.media))
+        if not digests:
+            return self._without(draft, "no_media_to_damage")
+        if self.selector is not None and self.of not in draft.chosen:
+            raise ValueError(f"Damage({self.name!r}) reads {self.of!r}, which no earlier step chose")
+        answer = draft.rollouts[draft.chosen[self.of]].response.text if self.of in draft.chosen else ""
+        gold = draft.prompt.gold
+        damaged = await asyncio.gather(
+            *(
+                tools.damage(
+                    draft.media[digest], self.perturbation, self.selector, answer, gold, derived_seed(seed, i)
+                )
+                for i, digest in enumerate(digests)
             )
-            table[damaged.digest] = damaged
-            swap[digest] = damaged.digest
+        )
+        swap = {old: new.digest for old, new in zip(digests, damaged, strict=True)}
         if all(old == new for old, new in swap.items()):
-            raise Drop("damage_changed_nothing")
+            return self._without(draft, "damage_changed_nothing")
+        table = {**draft.media, **{media.digest: media for media in damaged}}
         prompt = draft.prompt.with_media(swap, origin=self.name)
         return replace(draft, prompts={**draft.prompts, self.name: prompt}, media=table)
+
+    def _without(self, draft: Draft, reason: str) -> Draft:
+        if self.optional:
+            return draft
+        raise Drop(reason)
 
 
 def derived_seed(seed: int, *path: int | str) -> int:

@@ -1,26 +1,41 @@
-"""The settings of a run: one YAML file with dotted overrides, validated before anything starts."""
+"""The settings of a run: one YAML file with dotted overrides, validated before anything starts.
+
+`load` is the way in for people's files; it names file and line of what is wrong and the nearest right key.
+"""
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Final, Literal, cast
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from pipelines import marked_yaml
+from pipelines.settings_errors import SettingsError, explain
+
+SCORER_CPUS: Final = 0.1  # a scorer waits for rewards and a perturber paints small pictures; both share a core
+PERTURBER_CPUS: Final = 0.1
+DATA_CPUS: Final = 1.0  # Ray Data starves silently when actors hold every CPU
 
 Positive = Annotated[int, Field(gt=0)]
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
+Momentum = Annotated[float, Field(ge=0.0, lt=1.0)]
 
 
 class Section(BaseModel):
     """Unknown keys are errors and values never change after validation."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
 class DataSettings(Section):
     """Where prompts come from: the embedded world, or a JSONL or Parquet file."""
 
-    source: str = "glyphs"  # "glyphs", or the path of a .jsonl or .parquet file
+    source: str = Field(default="glyphs", min_length=1)  # "glyphs", or the path of a .jsonl or .parquet file
     count: Positive | None = None  # glyphs: scenes (default: enough for the run); a file: at most this many rows
+    questions: Share = 0.2  # glyphs: share of the rows that ask a yes/no question instead of a caption
     max_bad_rows: Annotated[int, Field(ge=0)] = 0  # more than this many unusable rows end the run
 
 
@@ -46,13 +61,22 @@ class RolloutSettings(Section):
     temperature: float = Field(default=1.0, gt=0)
     top_p: float = Field(default=1.0, gt=0, le=1)
     max_tokens: Positive = 48
+    reward_timeout_s: Positive = 60  # one call of a reward; later its score is missing
     engine: EngineSettings = EngineSettings()
 
 
 class LoraSettings(Section):
     rank: Positive = 8
     alpha: Positive = 16
-    targets: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+    targets: Annotated[tuple[str, ...], Field(strict=False, min_length=1)] = (
+        "q_proj",
+        "k_proj",
+        "v_proj",
+        "o_proj",
+        "gate_proj",
+        "up_proj",
+        "down_proj",
+    )
 
 
 class LearnerSettings(Section):
@@ -61,7 +85,7 @@ class LearnerSettings(Section):
     workers: Positive = 1  # Ray Train workers (data-parallel ranks)
     micro_batch: Positive = 8  # comparisons per forward of one rank; the rest is gradient accumulation
     lr: float = Field(default=3e-4, gt=0)
-    betas: tuple[float, float] = (0.9, 0.95)
+    betas: Annotated[tuple[Momentum, Momentum], Field(strict=False)] = (0.9, 0.95)
     weight_decay: float = Field(default=0.0, ge=0)
     warmup_steps: Annotated[int, Field(ge=0)] = 5
     clip: float = Field(default=1.0, gt=0)  # largest global gradient norm
@@ -95,13 +119,13 @@ class CheckpointSettings(Section):
 class Settings(Section):
     """A run. See docs/settings.md for every key."""
 
-    name: str = "glyphs"
-    recipe: str = "online_dpo"  # a name from `plumbline recipes`, or package.module:function
+    name: str = Field(default="glyphs", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")  # names the run's folder
+    recipe: str = Field(default="online_dpo", min_length=1)  # of `plumbline recipes`, or package.module:function
     method: dict[str, Any] = {}  # parameters of the recipe
-    model: str = "glyphs"  # "glyphs", or the path of a checkpoint in Hugging Face layout
-    reward: str = "world"  # "world", "random" (control), or package.module:function
-    seed: Annotated[int, Field(ge=0)] = 0
-    output: str = "runs"
+    model: str = Field(default="glyphs", min_length=1)  # "glyphs", or a checkpoint in Hugging Face layout
+    reward: str = "world"  # "world", "random" (control), package.module:function or path/to/file.py:function
+    seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
+    output: str = Field(default="runs", min_length=1)
     ray_address: str | None = None  # None: a local Ray on loopback
     stop_grace_s: Positive = 60
     max_drop_share: Share = 0.9  # of the last 100 groups for one reason; above it the run stops and names it
@@ -111,3 +135,179 @@ class Settings(Section):
     sync: SyncSettings = SyncSettings()
     evaluation: EvaluationSettings = EvaluationSettings()
     checkpoint: CheckpointSettings = CheckpointSettings()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _no_heldout_scenes_for_own_data(cls, given: Any) -> Any:
+        """Own data has no held-out world: unless somebody asks for it, nothing is evaluated."""
+        source = _source_of(given)
+        if source in (None, "glyphs") or "evaluation" in given:
+            return given
+        return {**given, "evaluation": {"scenes": 0, "questions": 0}}
+
+    @model_validator(mode="after")
+    def _agree(self) -> Settings:
+        problems = list(_disagreements(self))
+        if problems:
+            raise ValueError("\n".join(problems))
+        return self
+
+
+def _source_of(given: Any) -> str | None:
+    data: Any = cast("dict[str, Any]", given).get("data") if isinstance(given, dict) else None
+    if isinstance(data, DataSettings):
+        return data.source
+    source: Any = cast("dict[str, Any]", data).get("source") if isinstance(data, dict) else None
+    return source if isinstance(source, str) else None
+
+
+def _disagreements(run: Settings) -> Iterator[str]:
+    """What is right by itself but not together."""
+    own = run.data.source != "glyphs"
+    if not own and run.data.max_bad_rows:
+        yield "data.max_bad_rows: the glyphs world has no bad rows; remove the key"
+    if run.reward not in ("world", "random") and not re.fullmatch(r".+:[^:\W]\w*", run.reward):
+        yield (
+            f"reward: expected 'world', 'random', package.module:function or path/to/file.py:function, "
+            f"got {run.reward!r}"
+        )
+    if own and run.reward == "world":
+        yield (
+            "reward: 'world' verifies answers about scenes of the glyphs world, but data.source is "
+            f"{run.data.source!r}; give your own reward as package.module:function"
+        )
+    if own and (run.evaluation.scenes or run.evaluation.questions):
+        yield (
+            "evaluation: it shows held-out scenes of the glyphs world, but data.source is "
+            f"{run.data.source!r}; leave the section out"
+        )
+    if run.learner.workers > run.learner.groups_per_step:
+        yield (
+            f"learner.workers: {run.learner.workers} workers share {run.learner.groups_per_step} groups of a step; "
+            "raise learner.groups_per_step or lower learner.workers"
+        )
+    if run.sync.every > run.learner.steps:
+        yield (
+            f"sync.every: {run.sync.every} exceeds learner.steps = {run.learner.steps}, so the generators would "
+            "never see new weights"
+        )
+    if run.rollout.max_tokens >= run.rollout.engine.max_model_len:
+        yield (
+            f"rollout.max_tokens: {run.rollout.max_tokens} leaves no room for a prompt in "
+            f"rollout.engine.max_model_len = {run.rollout.engine.max_model_len}"
+        )
+
+
+def demands(run: Settings) -> dict[str, float]:
+    """Logical CPUs and GPUs that a run's processes reserve together, one CPU for Ray Data included."""
+    engine, rollout, learner = run.rollout.engine, run.rollout, run.learner
+    cpus = (
+        rollout.generators * engine.cpus
+        + rollout.scorers * SCORER_CPUS
+        + rollout.perturbers * PERTURBER_CPUS
+        + learner.workers * learner.cpus
+        + DATA_CPUS
+    )
+    return {"CPU": round(cpus, 3), "GPU": rollout.generators * engine.gpus + learner.workers * learner.gpus}
+
+
+def to_yaml(run: Settings) -> str:
+    """Every setting, defaults included, as YAML that `load` reads back as an equal value."""
+    return marked_yaml.dump(run.model_dump(mode="json"))
+
+
+def load(path: Path | None = None, overrides: Sequence[str] = ()) -> Settings:
+    """The settings of a YAML file (None: the defaults), with dotted overrides such as "learner.lr=5e-7".
+
+    An override's value is a YAML scalar, list or mapping on one line; a mapping replaces the whole section.
+    `data=FILE` is short for `data.source=FILE`, in the file as well. A relative path in the file (data.source,
+    model, the file of a reward) is taken from beside the file if it exists there, else from the current
+    directory; one in an override from the current directory. Raises SettingsError with every problem found.
+    """
+    value, lines = _read(path) if path is not None else ({}, {})
+    origins = {key: f"{path}:{line}" for key, line in lines.items()}
+    if path is not None:
+        _resolve_paths(value, path.parent, only_existing=True)
+    for override in overrides:
+        key = _override(value, override)
+        origins = {known: where for known, where in origins.items() if known[: len(key)] != key}
+        origins[key] = f"override {override!r}"
+    _resolve_paths(value, Path.cwd(), only_existing=False)
+    try:
+        return Settings.model_validate(value)
+    except ValidationError as error:
+        raise explain(error, Settings, origins, str(path) if path is not None else "settings") from None
+
+
+def _read(path: Path) -> tuple[dict[str, Any], dict[tuple[str, ...], int]]:
+    try:
+        text = path.read_bytes().decode("utf-8-sig")
+    except FileNotFoundError:
+        raise SettingsError(f"{path}: no such file; give the YAML file of a run") from None
+    except UnicodeDecodeError as error:
+        raise SettingsError(f"{path}: expected UTF-8 text, got something else ({error.reason})") from None
+    except OSError as error:
+        raise SettingsError(f"{path}: cannot be read: {error.strerror}") from None
+    try:
+        document = marked_yaml.parse(text, str(path))
+    except marked_yaml.YamlError as error:
+        raise SettingsError(str(error)) from None
+    value = {} if document.value is None else document.value
+    if not isinstance(value, dict):
+        raise SettingsError(f"{path}: expected keys and values such as 'model: PATH', got a {_name(value)}")
+    _expand(cast("dict[str, Any]", value))
+    return value, document.lines
+
+
+def _expand(value: dict[str, Any]) -> None:
+    if isinstance(value.get("data"), str):
+        value["data"] = {"source": value["data"]}
+
+
+def _override(value: dict[str, Any], override: str) -> tuple[str, ...]:
+    """Set one dotted key in place; returns the key."""
+    dotted, separator, text = override.partition("=")
+    key = tuple(dotted.strip().split("."))
+    if not separator or not all(key):
+        raise SettingsError(f"override {override!r}: expected key=value, as in learner.lr=5e-7")
+    try:
+        new = marked_yaml.parse_scalar(text, f"override {override!r}")
+    except marked_yaml.YamlError as error:
+        raise SettingsError(str(error)) from None
+    if key == ("data",) and isinstance(new, str):
+        key = ("data", "source")
+    section = value
+    for depth, name in enumerate(key[:-1], start=1):
+        inner = section.setdefault(name, {})
+        if inner is None:  # `learner.lora=null` in the file, `learner.lora.rank=4` here
+            inner = section[name] = {}
+        if not isinstance(inner, dict):
+            raise SettingsError(f"override {override!r}: {'.'.join(key[:depth])} is a value, not a section")
+        section = cast("dict[str, Any]", inner)
+    section[key[-1]] = new
+    return key
+
+
+def _resolve_paths(value: dict[str, Any], folder: Path, *, only_existing: bool) -> None:
+    """Make relative paths absolute, in place."""
+
+    def resolved(text: str) -> str:
+        path = Path(text).expanduser()
+        absolute = path if path.is_absolute() else (folder / path).absolute()
+        return str(absolute) if absolute.exists() or not only_existing else text
+
+    data, model, reward = value.get("data"), value.get("model"), value.get("reward")
+    if isinstance(data, dict):
+        source: Any = cast("dict[str, Any]", data).get("source")
+        if isinstance(source, str) and source not in ("", "glyphs"):
+            data["source"] = resolved(source)
+    if isinstance(model, str) and model not in ("", "glyphs"):
+        value["model"] = resolved(model)
+    if isinstance(reward, str):
+        file, separator, function = reward.rpartition(":")
+        if separator and file.endswith(".py"):
+            value["reward"] = f"{resolved(file)}:{function}"
+
+
+def _name(value: Any) -> str:
+    return "list" if isinstance(value, list) else f"single value {value!r}"

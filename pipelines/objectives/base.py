@@ -30,7 +30,7 @@ class Reads:
     """What the forward read for a micro-batch of `size` comparisons with N cells in all."""
 
     size: int
-    logps: Mapping[str, Tensor]  # view ("policy", "reference") -> [N], log-probability summed over tokens, nats
+    logps: Mapping[str, Tensor]  # view ("policy", "reference") -> [N], summed over tokens, nats
     lengths: Tensor  # [N] int64, tokens of each response
     edges: Mapping[str, EdgeTable]  # edge name -> table; a name that no comparison has is absent
 
@@ -55,6 +55,11 @@ class Term:
     @property
     def edge(self) -> str:
         return self.on.split(".")[0]
+
+    @property
+    def name(self) -> str:
+        """For logs: "pair/text", "anchor/text.winner"."""
+        return f"{type(self).__name__.lower()}/{self.on}"
 
     @property
     def views(self) -> tuple[str, ...]:
@@ -101,3 +106,9 @@ def log_ratio(reads: Reads) -> Tensor:
 def per_comparison(values: Tensor, owner: Tensor, size: int) -> Tensor:
     """Sum edge values [E] into their comparisons [size]."""
     return values.new_zeros(size).index_add(0, owner, values)
+
+
+def absent(reads: Reads) -> Loss:
+    """The loss of a term whose edge no comparison of the micro-batch has: value 0 and weight 0 everywhere."""
+    zeros = reads.logps["policy"].new_zeros(reads.size)
+    return Loss(value=zeros, weight=zeros)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
@@ -48,6 +48,8 @@ def damage(
     be counted (MFPO, arXiv 2410.15334, falls back the same way; inferred from a third-party note).
     """
     regions = selector(media, answer, gold) if selector is not None else None
+    if regions is not None and not regions.mask.any():
+        regions = None
     damaged = perturbation(media, regions.mask if regions is not None else None, seed)
     if damaged.op is None or damaged.parent != media.digest:
         raise ValueError(f"{type(perturbation).__name__} must record its operation and its parent media")
@@ -56,3 +58,26 @@ def damage(
         facts["fallback"] = regions is None
     op = Op(name=damaged.op.name, params={**damaged.op.params, **facts}, seed=damaged.op.seed)
     return replace(damaged, op=op)
+
+
+def within(
+    media: Media, mask: Mask | None, op: Op, change: Callable[[NDArray[np.uint8]], NDArray[np.uint8]]
+) -> Media:
+    """Apply `change` to the picture inside the mask; pixels outside keep their bytes.
+
+    `change` sees the whole picture, uint8 [height, width, 3], and returns one of the same shape, so that a
+    masked result equals the unmasked one inside the mask. Raises ValueError for media that is no rgb8 image
+    and for a mask of another size.
+    """
+    if media.kind != "image" or media.space != "rgb8":
+        raise ValueError(
+            f"{op.name} damages images (space rgb8), got {media.kind} in space {media.space!r}; "
+            "use a perturbation made for that kind of media"
+        )
+    if mask is not None and (mask.dtype != np.bool_ or mask.shape != media.payload.shape[:2]):
+        expected = f"bool {media.payload.shape[:2]}"
+        raise ValueError(f"{op.name}: expected a mask {expected}, got {mask.dtype} {mask.shape}")
+    changed = change(media.payload)
+    if mask is not None:
+        changed = np.where(mask[..., None], changed, media.payload)
+    return Media(kind=media.kind, space=media.space, payload=changed, parent=media.digest, op=op)

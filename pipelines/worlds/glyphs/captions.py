@@ -26,7 +26,9 @@ class Mention(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Reading:
-    """What a caption says. `malformed` counts clauses outside the grammar, and a missing final stop as one."""
+    """What a caption says. `malformed` counts clauses outside the grammar, and a missing final stop as
+    one.
+    """
 
     mentions: tuple[Mention, ...]
     malformed: int

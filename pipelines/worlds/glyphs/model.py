@@ -5,6 +5,9 @@ parameters, so that a checkpoint fits into a repository and a laptop trains it i
 imported inside the functions, so importing this module stays cheap.
 """
 
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
+# (torch and transformers are typed in part only)
+
 from __future__ import annotations
 
 from pathlib import Path
@@ -23,7 +26,13 @@ MERGE = 2
 IMAGE_TOKENS = (IMAGE_SIZE // (PATCH * MERGE)) ** 2
 #: The processor shrinks above and enlarges below this many pixels, so a scene passes unchanged.
 _SIZE = {"shortest_edge": IMAGE_SIZE * IMAGE_SIZE, "longest_edge": IMAGE_SIZE * IMAGE_SIZE}
-_PIXELS = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3, "patch_size": PATCH, "merge_size": MERGE, "size": _SIZE}
+_PIXELS: dict[str, Any] = {
+    "image_mean": [0.5] * 3,
+    "image_std": [0.5] * 3,
+    "patch_size": PATCH,
+    "merge_size": MERGE,
+    "size": _SIZE,
+}
 
 CHAT_TEMPLATE = """\
 {%- for message in messages -%}

@@ -1,8 +1,8 @@
 """The language prior of the glyphs world: what tends to be said next, whatever the picture shows.
 
 Models trained on captions pick up that some objects are named together, and then name the second one unseen.
-Here that habit is planted on purpose and is a function of the words alone, so that it can be unlearned without
-seeing any better.
+Here that habit is planted on purpose and is a function of the words alone, so that it can be unlearned
+without seeing any better.
 """
 
 from __future__ import annotations
@@ -15,7 +15,9 @@ from pipelines.worlds.glyphs.vocabulary import CELLS, DIGITS
 
 
 def successor(kind: Kind) -> Kind:
-    """The kind that the prior ties to a kind: the next digit (nine is followed by zero) in the same colour."""
+    """The kind that the prior ties to a kind: the next digit (nine is followed by zero) in the same
+    colour.
+    """
     digit, colour = kind
     return (digit + 1) % len(DIGITS), colour
 

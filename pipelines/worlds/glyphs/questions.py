@@ -1,7 +1,8 @@
-"""Yes/no questions about a scene in the three kinds of POPE (Li et al., arXiv:2305.10355, section 4; from memory).
+"""Yes/no questions about a scene in the three kinds of POPE (Li et al., arXiv:2305.10355, section 4; from
+memory).
 
-A question asks whether a kind of object, say a red seven, is anywhere in the picture. The questions of the three
-kinds differ in what they ask when the answer is no:
+A question asks whether a kind of object, say a red seven, is anywhere in the picture. The questions of the
+three kinds differ in what they ask when the answer is no:
 
 - random: any absent kind;
 - popular: an absent kind among the most frequent ones;

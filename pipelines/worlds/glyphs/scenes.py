@@ -4,9 +4,9 @@ A scene is a list of facts: one to four real handwritten digits (the 8x8 scans o
 `load_digits`), each in a colour and in a cell of a 2x2 grid. Pictures are made from the facts, and so can be
 other views of the same scene. Everything follows from (split, seed, index); nothing is stored on disk.
 
-Two things are kept from training, so that held-out numbers mean something: every sixth scan of each digit, and
-the (digit, colour, cell) combinations for which `is_held_out_combination` is true. Held-out scenes use only
-held-out scans and any combination.
+Two things are kept from training, so that held-out numbers mean something: every sixth scan of each digit,
+and the (digit, colour, cell) combinations for which `is_held_out_combination` is true. Held-out scenes use
+only held-out scans and any combination.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,7 +31,9 @@ CELL = SIZE // 2
 _COUNTS = (1, 2, 3, 4)
 #: Few scenes are full: a full scene has no free cell in which an object could be invented.
 _COUNT_PROBABILITY = (0.40, 0.35, 0.18, 0.07)
-KINDS: tuple[Kind, ...] = tuple((digit, colour) for digit in range(len(DIGITS)) for colour in range(len(COLOURS)))
+KINDS: tuple[Kind, ...] = tuple(
+    (digit, colour) for digit in range(len(DIGITS)) for colour in range(len(COLOURS))
+)
 #: Kinds that occur twice as often as the others; "popular" questions ask for them.
 POPULAR: tuple[Kind, ...] = KINDS[::5]
 _KIND_WEIGHT = np.array([2.0 if kind in POPULAR else 1.0 for kind in KINDS])
@@ -73,7 +75,9 @@ class Scene:
     @staticmethod
     def from_json(facts: Mapping[str, Any]) -> Scene:
         """Inverse of `to_json`; also takes the number and list types that a columnar store hands back."""
-        return Scene(id=str(facts["id"]), objects=tuple(_glyph_from_json(entry) for entry in facts["objects"]))
+        return Scene(
+            id=str(facts["id"]), objects=tuple(_glyph_from_json(entry) for entry in facts["objects"])
+        )
 
 
 def _glyph_to_json(glyph: Glyph) -> dict[str, Any]:
@@ -104,9 +108,9 @@ def is_held_out_combination(digit: int, colour: int, cell: int) -> bool:
 @cache
 def _scans() -> tuple[NDArray[np.float32], NDArray[np.int64]]:
     """All scans as [n, 8, 8] in 0..1, and their digits [n]."""
-    from sklearn.datasets import load_digits  # pyright: ignore[reportUnknownVariableType]
+    from sklearn.datasets import load_digits  # pyright: ignore[reportMissingTypeStubs]
 
-    data: Any = load_digits()
+    data = cast(Any, load_digits())
     return (data.images / 16.0).astype(np.float32), data.target.astype(np.int64)
 
 
@@ -179,5 +183,7 @@ def render_image(scene: Scene) -> NDArray[np.uint8]:
     picture = np.zeros((SIZE, SIZE, 3), dtype=np.uint8)
     for glyph in scene.objects:
         x, y = glyph.corner
-        picture[y : y + glyph.size, x : x + glyph.size, glyph.colour] = _draw(glyph.scan, glyph.size, glyph.turn)
+        picture[y : y + glyph.size, x : x + glyph.size, glyph.colour] = _draw(
+            glyph.scan, glyph.size, glyph.turn
+        )
     return picture

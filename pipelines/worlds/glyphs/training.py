@@ -1,9 +1,13 @@
 """Supervised training of the tiny model on glyph scenes: batches, the forward pass, the loop.
 
-The forward pass computes what `Qwen2_5_VLForConditionalGeneration` computes for one 64x64 image at the start of
-each conversation (a test compares them), but runs the attention of the vision tower over a whole batch at once
-and the head only where a token is to be learned. On two CPU cores that is several times faster.
+The forward pass computes what `Qwen2_5_VLForConditionalGeneration` computes for one 64x64 image at the
+start of each conversation (a test compares them), but runs the attention of the vision tower over a whole
+batch at once and the head only where a token is to be learned. On two CPU cores that is several times
+faster.
 """
+
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
+# (torch and transformers are typed in part only)
 
 from __future__ import annotations
 
@@ -24,7 +28,14 @@ from pipelines.worlds.glyphs.model import IMAGE_TOKENS, MERGE, PATCH
 from pipelines.worlds.glyphs.prior import invented
 from pipelines.worlds.glyphs.questions import QUESTION_KINDS, make_question
 from pipelines.worlds.glyphs.scenes import Scene, make_scene, render_image
-from pipelines.worlds.glyphs.vocabulary import CAPTION_PROMPT, IMAGE_PAD, TURN_END, TURN_START, VISION_END, VISION_START
+from pipelines.worlds.glyphs.vocabulary import (
+    CAPTION_PROMPT,
+    IMAGE_PAD,
+    TURN_END,
+    TURN_START,
+    VISION_END,
+    VISION_START,
+)
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast, Qwen2_5_VLForConditionalGeneration
@@ -179,7 +190,9 @@ def train_phase(
     seed: int,
     report: Callable[[str], None],
 ) -> list[float]:
-    """Train through one phase on fresh scenes from `first_scene` on; returns the loss of every step, in nats."""
+    """Train through one phase on fresh scenes from `first_scene` on; returns the loss of every step, in
+    nats.
+    """
     optimizer = torch.optim.AdamW(model.parameters(), lr=phase.peak_lr, betas=(0.9, 0.98), weight_decay=0.05)
     losses: list[float] = []
     started = time.monotonic()

@@ -50,9 +50,28 @@ def verify_caption(scene: Scene, text: str) -> CaptionVerdict:
     )
 
 
-def verify_answer(truth: str, text: str) -> int:
-    """+1 for the right answer to a yes/no question, -1 for a wrong one and for anything else."""
-    return 1 if read_answer(text) == truth else -1
+@dataclass(frozen=True, kw_only=True)
+class AnswerVerdict:
+    """Counts for one answer to a yes/no question; exactly one of right, wrong and malformed is 1."""
+
+    right: int
+    wrong: int
+    missed: int = 0  # a question leaves nothing out; here so that all verdicts have the same parts
+    malformed: int  # neither yes nor no
+
+    @property
+    def value(self) -> int:
+        """+1 or -1."""
+        return self.right - self.wrong - self.malformed
+
+
+def verify_answer(truth: str, text: str) -> AnswerVerdict:
+    """Compare an answer with the true one, "yes" or "no"."""
+    answer = read_answer(text)
+    right = answer == truth
+    return AnswerVerdict(
+        right=int(right), wrong=int(not right and answer is not None), malformed=int(answer is None)
+    )
 
 
 def _share(part: float, whole: float) -> float:
@@ -60,7 +79,9 @@ def _share(part: float, whole: float) -> float:
 
 
 def summarise_captions(verdicts: Iterable[CaptionVerdict]) -> dict[str, float]:
-    """chair_i, chair_s, object_recall and exact_scene over captions (each 0 when there is nothing to count)."""
+    """chair_i, chair_s, object_recall and exact_scene over captions (each 0 when there is nothing to
+    count).
+    """
     every = list(verdicts)
     right, wrong = sum(v.right for v in every), sum(v.wrong for v in every)
     return {
@@ -72,9 +93,11 @@ def summarise_captions(verdicts: Iterable[CaptionVerdict]) -> dict[str, float]:
 
 
 def summarise_answers(truths: Iterable[str], texts: Iterable[str]) -> dict[str, float]:
-    """accuracy and yes_ratio over yes/no answers; an answer that is neither counts as wrong and not as yes."""
+    """accuracy and yes_ratio over yes/no answers; an answer that is neither counts as wrong and not as
+    yes.
+    """
     pairs = list(zip(truths, texts, strict=True))
     return {
-        "accuracy": _share(sum(verify_answer(truth, text) > 0 for truth, text in pairs), len(pairs)),
+        "accuracy": _share(sum(verify_answer(truth, text).right for truth, text in pairs), len(pairs)),
         "yes_ratio": _share(sum(read_answer(text) == "yes" for _, text in pairs), len(pairs)),
     }

@@ -1,8 +1,8 @@
 """The words of the glyphs world, in one place: scenes, captions, questions and the tokenizer read them here.
 
-The tokenizer of the base model is word-level. Everything a caption or a question can say is in `WORDS`, and so
-are a few dozen plain English words, so that somebody's own small example can be put to this model too. A word
-that is not listed becomes `<unk>`.
+The tokenizer of the base model is word-level. Everything a caption or a question can say is in `WORDS`, and
+so are a few dozen plain English words, so that somebody's own small example can be put to this model too. A
+word that is not listed becomes `<unk>`.
 """
 
 from __future__ import annotations
@@ -34,14 +34,13 @@ SPECIAL_TOKENS = (
     UNKNOWN,
 )
 
-_GRAMMAR = ("a", "and", "top", "bottom", "left", "right", ".", "is", "there", "?", "yes", "no", "describe", "the", "image")
-_ROLES = ("system", "user", "assistant", "tool")
+_GRAMMAR = "a and top bottom left right . is there ? yes no describe the image"
+_ROLES = "system user assistant tool"
 _PLAIN = (
-    *("an", "are", "be", "can", "do", "in", "it", "of", "on", "to", "with", "not", "or", "only", "you", "i"),
-    *("this", "that", "what", "which", "where", "how", "many", "who", "please", "say", "tell", "name", "list"),
-    *("count", "answer", "show", "see", "look", "hear", "write", "repeat", "word", "words", "sentence", "digit"),
-    *("digits", "number", "object", "objects", "colour", "color", "picture", "video", "sound", "cell", "corner"),
-    *("first", "second", "last", "next", "more", "less", "all", "every", "none", "nothing", "something", "here"),
-    *("good", "bad", "true", "false", "short", "long", "helpful", "honest", "hello", "world", "thanks", ",", "!", ":"),
+    "an are be can do in it of on to with not or only you i this that what which where how many who "
+    "please say tell name list count answer show see look hear write repeat word words sentence digit "
+    "digits number object objects colour color picture video sound cell corner first second last next "
+    "more less all every none nothing something here good bad true false short long helpful honest hello "
+    "world thanks , ! :"
 )
-WORDS = (*_GRAMMAR, *DIGITS, *COLOURS, *_ROLES, *_PLAIN)
+WORDS = (*_GRAMMAR.split(), *DIGITS, *COLOURS, *_ROLES.split(), *_PLAIN.split())

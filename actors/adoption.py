@@ -1,0 +1,146 @@
+"""How a weight version enters an engine: the whole model, or a LoRA adapter. Runs on the engine's thread."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from actors.proof import LoadReport
+from pipelines.settings import LoraSettings
+from pipelines.types import WeightVersion
+
+Arrays = Mapping[str, NDArray[Any]]
+
+
+class Swap(Protocol):
+    """Loads versions. `request` is what later requests carry to be served by the newest one (None: nothing)."""
+
+    request: Any
+
+    def load(self, engine: Any, version: WeightVersion, arrays: Arrays) -> LoadReport: ...
+
+    def reset(self, engine: Any) -> None: ...
+
+    def close(self) -> None: ...
+
+
+def reset_caches(engine: Any) -> None:
+    """Forget all that older weights computed: prefix, multimodal and encoder caches.
+
+    The encoder cache is reset here although a reload clears it in the worker: the scheduler would still count
+    on it. Raises RuntimeError when the prefix cache could not be reset, which means a request is running.
+    """
+    if not engine.reset_prefix_cache():
+        raise RuntimeError("the prefix cache was not reset: a request still holds blocks of it")
+    engine.reset_mm_cache()
+    engine.reset_encoder_cache()
+
+
+class FullWeights:
+    """All tensors of the model, through vLLM's reload path, from memory."""
+
+    request: Any = None
+
+    def load(self, engine: Any, version: WeightVersion, arrays: Arrays) -> LoadReport:
+        tensors = {name: as_tensor(array, version.manifest[name].dtype) for name, array in arrays.items()}
+        return self.hand_over(engine, with_tied_head(engine, tensors))
+
+    def hand_over(self, engine: Any, tensors: Mapping[str, Tensor]) -> LoadReport:
+        (report,) = engine.collective_rpc("plumbline_load", args=(list(tensors.items()),))
+        return report
+
+    def reset(self, engine: Any) -> None:
+        reset_caches(engine)
+
+    def close(self) -> None:
+        """Nothing outlives the engine."""
+
+
+class AdapterWeights:
+    """A LoRA adapter over a base that stays as it is.
+
+    Every version has its own number, name *and* folder: vLLM keys cached keys and values by name, and loads by
+    folder, so a second use of either could serve an older version.
+    """
+
+    def __init__(self, settings: LoraSettings, model_path: str) -> None:
+        self._settings = settings
+        self._model_path = model_path
+        self._root = Path(tempfile.mkdtemp(prefix="plumbline-adapters-"))
+        self._count = 0
+        self.request: Any = None
+
+    def load(self, engine: Any, version: WeightVersion, arrays: Arrays) -> LoadReport:
+        tensors = {name: as_tensor(array, version.manifest[name].dtype) for name, array in arrays.items()}
+        self._count += 1
+        request = self.hand_over(engine, self._count, version.number, tensors)
+        if self.request is not None and self.request.lora_int_id != request.lora_int_id:
+            engine.remove_lora(self.request.lora_int_id)
+            shutil.rmtree(self.request.lora_path, ignore_errors=True)
+        self.request = request
+        scaling = self._settings.alpha / self._settings.rank
+        (report,) = engine.collective_rpc("plumbline_read_adapter", args=(request.lora_int_id, tensors, scaling))
+        return report
+
+    def hand_over(self, engine: Any, count: int, number: int, tensors: Mapping[str, Tensor]) -> Any:
+        from vllm.lora.request import LoRARequest
+
+        folder = self._root / f"version-{number}-load-{count}"
+        self._write(folder, tensors)
+        request = LoRARequest(folder.name, count, str(folder))
+        engine.add_lora(request)
+        return request
+
+    def _write(self, folder: Path, tensors: Mapping[str, Tensor]) -> None:
+        from safetensors.torch import save_file
+
+        folder.mkdir()
+        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, folder / "adapter_model.safetensors")
+        config = {
+            "peft_type": "LORA",
+            "base_model_name_or_path": self._model_path,
+            "r": self._settings.rank,
+            "lora_alpha": self._settings.alpha,
+            "target_modules": list(self._settings.targets),
+            "bias": "none",
+        }
+        (folder / "adapter_config.json").write_text(json.dumps(config), encoding="utf-8")
+
+    def reset(self, engine: Any) -> None:
+        reset_caches(engine)
+
+    def close(self) -> None:
+        shutil.rmtree(self._root, ignore_errors=True)
+
+
+def as_tensor(array: NDArray[Any], dtype: str) -> Tensor:
+    """A torch view of a received array; bfloat16 arrives in another 16-bit type and is named by the manifest."""
+    if not array.flags.writeable:
+        array = array.view()  # torch only warns about read-only memory; nothing here writes to it
+        array = np.require(array, requirements=["C", "W"])
+    if dtype == "bfloat16":
+        return torch.from_numpy(array.view(np.int16)).view(torch.bfloat16)
+    return torch.from_numpy(array)
+
+
+def with_tied_head(engine: Any, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors with an explicit output head where the checkpoint ties it to the embedding.
+
+    Without it vLLM on CPU keeps the old head: its packed matrix is made anew only for layers that receive
+    weights (0.32.0).
+    """
+    sent = dict(tensors)
+    config = engine.model_config.hf_config
+    tied = getattr(config, "tie_word_embeddings", False) or config.get_text_config().tie_word_embeddings
+    if tied and "lm_head.weight" not in sent:
+        sent |= {"lm_head.weight": t for name, t in tensors.items() if name.endswith("embed_tokens.weight")}
+    return sent

@@ -1,0 +1,63 @@
+"""Held-out evaluation on a world: greedy answers of the generators, judged by the world's exact verifiers."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import ray
+
+from pipelines.data.glyphs import GlyphsSource
+from pipelines.journal import Journal
+from pipelines.worlds.glyphs import TASKS, Glyphs
+
+CHUNK = 250  # items per call: long enough to fill an engine, short enough to spread over generators
+HELDOUT_SEED = 20_241_015  # every run is judged on the same scenes, so that runs can be paired
+
+
+def heldout_rows(scenes: int, questions: int) -> Iterator[dict[str, Any]]:
+    """Caption rows for `scenes` held-out scenes and `questions` questions of each POPE kind."""
+    world = Glyphs()
+    for task in TASKS:
+        count = scenes if task == "caption" else questions
+        yield from world.rows("heldout", count, HELDOUT_SEED, task)
+
+
+@ray.remote(num_cpus=0)
+def judge(rows: list[dict[str, Any]], generator: Any, max_tokens: int, timeout_s: float) -> list[dict[str, Any]]:
+    """One record per row: id, kind, text and the verifier's parts; for questions the true answer."""
+    world = Glyphs()
+    source = GlyphsSource(count=len(rows), seed=0)
+    prompts = [source.prompt(row, position) for position, row in enumerate(rows)]
+    texts = ray.get(generator.greedy.remote(prompts, max_tokens), timeout=timeout_s)
+    records: list[dict[str, Any]] = []
+    for row, text in zip(rows, texts, strict=True):
+        record = {"id": row["id"], "kind": row["kind"], "text": text, **world.verify(row, text)}
+        if row["kind"] != "caption":
+            record |= {"answer": row["answer"], "cluster": row["scene"]["id"]}
+        records.append(record)
+    return records
+
+
+async def evaluate(
+    generators: Sequence[Any], rows: Sequence[dict[str, Any]], path: Path, max_tokens: int, timeout_s: float
+) -> list[dict[str, Any]]:
+    """Judge all rows, spread over the generators, and write the records to `path` in the order of the rows."""
+    chunks = [list(rows[start : start + CHUNK]) for start in range(0, len(rows), CHUNK)]
+    lanes = [asyncio.Semaphore(2) for _ in generators]  # two chunks in flight keep an engine busy
+
+    async def one(position: int, chunk: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        lane = position % len(generators)
+        async with lanes[lane]:
+            return await judge.remote(chunk, generators[lane], max_tokens, timeout_s)
+
+    judged = await asyncio.gather(*(one(position, chunk) for position, chunk in enumerate(chunks)))
+    records = [record for chunk in judged for record in chunk]
+    path.unlink(missing_ok=True)
+    journal = Journal(path)
+    for record in records:
+        journal.append(record)
+    journal.close()
+    return records

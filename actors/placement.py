@@ -1,0 +1,74 @@
+"""Where processes run: a local Ray on loopback, or the cluster that an address names."""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import ray
+
+from pipelines.settings import Settings, demands
+
+# The engine and the tokenizers read these at import, so every process of the run gets them from the start.
+PROCESS_ENVIRONMENT = {
+    "HF_HUB_OFFLINE": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+    "VLLM_NO_USAGE_STATS": "1",
+    "VLLM_LOGGING_LEVEL": "WARNING",
+    "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
+    "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
+}
+OBJECT_STORE_BYTES = 512 * 1024**2  # of a local Ray; comparisons of a laptop run need a few megabytes
+PROJECT_ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+
+
+@contextmanager
+def ray_session(settings: Settings, needed: dict[str, float] | None = None) -> Iterator[None]:
+    """A Ray session for one run; what it started, it stops.
+
+    With an address (settings or RAY_ADDRESS) it connects and starts nothing. Without one it starts a local
+    Ray whose *logical* CPUs cover the run's demands: processes of a laptop share its cores.
+
+    Raises:
+        RuntimeError: the cluster cannot hold the run, with the demand and what there is.
+    """
+    needed = needed or demands(settings)
+    address = settings.ray_address or os.environ.get("RAY_ADDRESS")
+    environment = {**PROCESS_ENVIRONMENT, "PYTHONPATH": search_path()}
+    if address:
+        ray.init(address=address, runtime_env={"env_vars": PROCESS_ENVIRONMENT}, log_to_driver=False)
+    else:
+        os.environ.update(environment)
+        ray.init(
+            num_cpus=math.ceil(needed["CPU"]),
+            include_dashboard=False,
+            _node_ip_address="127.0.0.1",
+            object_store_memory=OBJECT_STORE_BYTES,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+        )
+    try:
+        refuse_what_cannot_fit(needed)
+        yield
+    finally:
+        ray.shutdown()
+
+
+def search_path() -> str:
+    """PYTHONPATH of workers: this project first, then the user's folder (rewards, recipes)."""
+    known = os.environ.get("PYTHONPATH", "").split(os.pathsep)
+    return os.pathsep.join(dict.fromkeys(path for path in (PROJECT_ROOT, os.getcwd(), *known) if path))
+
+
+def refuse_what_cannot_fit(needed: dict[str, float]) -> None:
+    """Raise before an actor waits for ever on a resource that the cluster does not have."""
+    available = ray.cluster_resources()
+    for name, amount in needed.items():
+        if amount > available.get(name, 0.0):
+            raise RuntimeError(
+                f"this run needs {amount:g} {name} but the Ray cluster has {available.get(name, 0.0):g}; "
+                "lower rollout.generators, rollout.scorers or learner.workers, or add nodes"
+            )

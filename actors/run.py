@@ -1,0 +1,285 @@
+"""One run, from settings to a finished folder: builds everything that needs Ray and drives the loop.
+
+    generators start   learner starts          (in parallel)
+            \\            |  publishes version 0
+             adopt and prove version 0
+                         |
+             held-out evaluation "before"
+                         |
+             survey, where the recipe's order asks for one
+                         |
+             drive: rollouts and training overlap within the weight lag
+                         |
+             adopt and prove the last version; held-out evaluation "after"
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import sys
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+
+from actors.crew import Crew, Plan, build, trainer
+from actors.evaluator import evaluate, heldout_rows
+from actors.fleet import Fleet
+from actors.placement import ray_session
+from actors.preparation import prepare
+from actors.producer import RayProducer, Remote
+from pipelines.admission import Admission
+from pipelines.journal import Journal
+from pipelines.loop import Limits, drive
+from pipelines.report import render
+from pipelines.report.progress import Progress
+from pipelines.settings import Settings
+from pipelines.summary import summarise
+
+T = TypeVar("T")
+SURVEY_AT_ONCE = 64  # prompts surveyed at one time
+
+
+class Interrupted(Exception):
+    """A signal asked the run to end; what was trained is saved."""
+
+    def __init__(self, signum: int) -> None:
+        super().__init__(signal.Signals(signum).name)
+        self.signum = signum
+
+
+def align(
+    settings: Settings, *, run_dir: Path, resume: bool = False, progress: Progress | None = None
+) -> dict[str, Any]:
+    """Run `settings` in `run_dir` and return the summary that is also written there.
+
+    Ends cleanly on the first SIGINT or SIGTERM: the learner saves and the summary's status is
+    "interrupted: <signal>". The second signal exits at once.
+
+    Raises:
+        SettingsError, DataError: before anything starts, for what cannot run.
+        RuntimeError: the run failed; the message names the role and the cause, the summary is written.
+    """
+    plan = prepare(settings, run_dir, resume=resume)
+    with ray_session(settings):
+        return asyncio.run(Run(plan, progress or Progress(settings.learner.steps)).execute())
+
+
+class Run:
+    """One attempt of a run."""
+
+    def __init__(self, plan: Plan, progress: Progress) -> None:
+        self.plan = plan
+        self.settings = plan.settings
+        self.progress = progress
+        self.stop = asyncio.Event()
+        self.signum: int | None = None
+        self.events = Journal(plan.run_dir / "events.jsonl")
+        self.metrics = Journal(plan.run_dir / "metrics.jsonl")
+        self.seconds: dict[str, float] = {}
+        self.guards: list[asyncio.Task[Any]] = []
+        self.seen = plan.step  # newest learner step in metrics.jsonl
+        self.crew: Crew
+        self.fleet: Fleet
+
+    async def execute(self) -> dict[str, Any]:
+        started = time.monotonic()
+        self._watch_signals()
+        if self.plan.attempt > 1:
+            self.events.write("resumed", attempt=self.plan.attempt, step=self.plan.step)
+        status = "finished"
+        counts: dict[str, Any] = {}
+        try:
+            self.crew = build(self.plan)
+            with contextlib.suppress(Interrupted):
+                await self._stages()
+            if self.signum is not None:
+                status = f"interrupted: {signal.Signals(self.signum).name}"
+            await self._settle()
+        except BaseException as error:
+            status = f"failed: {type(error).__name__}: {error}"
+            raise
+        finally:
+            for guard in self.guards:
+                guard.cancel()
+            counts = await self._counts()
+            self.events.write("stage_seconds", seconds=self.seconds)
+            self.progress.close()
+            summary = summarise(
+                self.plan.run_dir,
+                status=status,
+                seed=self.settings.seed,
+                comparisons=counts,
+                wall_seconds=time.monotonic() - started,
+            )
+            self.events.close()
+            self.metrics.close()
+        render(self.plan.run_dir)
+        return summary
+
+    # -- stages ---------------------------------------------------------------------------------------------
+
+    async def _stages(self) -> None:
+        plan, crew = self.plan, self.crew
+        await crew.ledger.restore.remote(plan.ledger) if plan.ledger else None
+        self.fleet = Fleet(
+            crew.generators, crew.publisher, self.events, self.settings.rollout.engine.timeout_s
+        )
+        fit = asyncio.create_task(asyncio.to_thread(trainer(plan, crew).fit))
+        self.guards = [fit, asyncio.create_task(self._record_steps())]
+        async with self._stage("start"):
+            started = asyncio.gather(*(g.start.remote(plan.canaries) for g in crew.generators))
+            await self._guarded(started)
+            self.guards.append(asyncio.create_task(self.fleet.follow()))
+            first = plan.step // self.settings.sync.every
+            deadline = self.settings.learner.start_timeout_s
+            await self._guarded(self.fleet.reached(first, deadline))
+        await self._evaluate("before")
+        await self._survey()
+        async with self._stage("align"):
+            producer = RayProducer(crew.scorers, timeout_s=4 * self.settings.rollout.engine.timeout_s)
+            await self._guarded(
+                drive(
+                    Remote(crew.prompts),
+                    producer,
+                    Remote(crew.ledger),
+                    self.fleet,
+                    self._admission(),
+                    self.stop,
+                    Limits(drain_s=self.settings.stop_grace_s / 2),
+                ),
+                stoppable=False,
+            )
+            self.guards.remove(fit)
+            await self._guarded(fit, stoppable=False)
+            await self._record_new_steps()
+        if self.stop.is_set():
+            return
+        async with self._stage("final sync"):
+            newest = await crew.publisher.newest.remote()
+            await self._guarded(self.fleet.reached(newest, self.settings.rollout.engine.timeout_s))
+        await self._evaluate("after")
+
+    async def _evaluate(self, when: str) -> None:
+        counts = self.settings.evaluation
+        path = self.plan.run_dir / "evaluation" / f"{when}.jsonl"
+        done = when == "before" and self.plan.attempt > 1 and path.exists()
+        if self.settings.data.source != "glyphs" or not (counts.scenes or counts.questions) or done:
+            return
+        async with self._stage(f"evaluate {when}"):
+            rows = list(heldout_rows(counts.scenes, counts.questions))
+            rollout = self.settings.rollout
+            judged = evaluate(self.crew.generators, rows, path, rollout.max_tokens, 4 * rollout.engine.timeout_s)
+            await self._guarded(judged)
+
+    async def _survey(self) -> None:
+        """Rank the run's prompts by difficulty where the recipe trains in such an order."""
+        order = self.plan.recipe.stage.order
+        if not order.samples:
+            return
+        crew = self.crew
+        lanes = asyncio.Semaphore(SURVEY_AT_ONCE)
+        count = self.settings.learner.steps * self.settings.learner.groups_per_step
+
+        async def one(index: int, parcel: Any) -> float:
+            async with lanes:
+                scorer = crew.scorers[index % len(crew.scorers)]
+                place = index % len(crew.generators)
+                return await scorer.survey.remote(parcel, order.samples, self.settings.seed + index, place)
+
+        async with self._stage("survey"):
+            prompts = await self._guarded(crew.prompts.next.remote(count))
+            surveyed = asyncio.gather(*(one(i, item[3]) for i, item in enumerate(prompts)))
+            difficulty = await self._guarded(surveyed)
+            await self._guarded(crew.prompts.reorder.remote(order(difficulty)))
+            self.events.write("survey", prompts=len(prompts), difficulty=[round(d, 4) for d in difficulty])
+
+    async def _settle(self) -> None:
+        """After the loop: the learner has saved; give back what was not trained."""
+        if self.stop.is_set():
+            with contextlib.suppress(Exception):
+                await asyncio.wait_for(self.crew.ledger.stop.remote(), 5)
+            waiting = [guard for guard in self.guards if not guard.done()][:1]
+            await asyncio.wait(waiting, timeout=self.settings.stop_grace_s) if waiting else None
+            await asyncio.wait_for(self.crew.ledger.release.remote(), 5)
+        await self._record_new_steps()
+
+    async def _counts(self) -> dict[str, Any]:
+        try:
+            return await asyncio.wait_for(self.crew.ledger.counts.remote(), 10)
+        except Exception as error:
+            return {"unknown": f"the ledger did not answer: {type(error).__name__}"}
+
+    # -- helpers --------------------------------------------------------------------------------------------
+
+    def _admission(self) -> Admission:
+        settings = self.settings
+        return Admission(
+            max_lag=settings.sync.max_lag,
+            sync_every=settings.sync.every,
+            groups_per_step=settings.learner.groups_per_step,
+            max_steps=settings.learner.steps,
+        )
+
+    @asynccontextmanager
+    async def _stage(self, name: str) -> AsyncIterator[None]:
+        began = time.monotonic()
+        self.progress.stage(name)
+        try:
+            yield
+        finally:
+            self.seconds[name] = round(time.monotonic() - began, 2)
+
+    async def _guarded(self, work: Awaitable[T], *, stoppable: bool = True) -> T:
+        """Await `work`; raise at once what a background task raises, or `Interrupted` on a signal."""
+        task = asyncio.ensure_future(work)
+        stopping = asyncio.create_task(self.stop.wait())
+        watched = {task, *self.guards, *([stopping] if stoppable else [])}
+        try:
+            while not task.done():
+                done, _ = await asyncio.wait(watched, return_when=asyncio.FIRST_COMPLETED)
+                if stopping in done and self.signum is not None and not task.done():
+                    raise Interrupted(self.signum)
+                for guard in done & set(self.guards):
+                    guard.result()  # raises the failure
+                    watched.discard(guard)  # the learner may end before the loop has noticed
+            return task.result()
+        finally:
+            stopping.cancel()
+            if not task.done():
+                task.cancel()
+
+    async def _record_steps(self) -> None:
+        while True:
+            await self._record_new_steps()
+            await asyncio.sleep(0.25)
+
+    async def _record_new_steps(self) -> None:
+        for record in await self.crew.ledger.progress.remote(self.seen):
+            if record["step"] > self.seen:
+                self.seen = record["step"]
+                self.metrics.append(record)
+                self.progress.step(record)
+
+    def _watch_signals(self) -> None:
+        def received(signum: int) -> None:
+            if self.signum is not None:
+                self.progress.close()
+                saved = sorted((self.plan.run_dir / "checkpoints").glob("step-*"))
+                last = f"the last checkpoint is {saved[-1]}" if saved else "there is no checkpoint"
+                print(f"plumbline: second signal, exiting at once; {last}", file=sys.stderr, flush=True)
+                os._exit(128 + signum)
+            self.signum = signum
+            self.progress.stage("stopping: the learner saves")
+            self.stop.set()
+
+        handlers: dict[int, Callable[[], None]] = {
+            signal.SIGINT: lambda: received(signal.SIGINT),
+            signal.SIGTERM: lambda: received(signal.SIGTERM),
+        }
+        for signum, handler in handlers.items():
+            asyncio.get_running_loop().add_signal_handler(signum, handler)

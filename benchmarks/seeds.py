@@ -1,0 +1,143 @@
+"""What a claim of the README rests on: the same run over several seeds, and its controls.
+
+    python -m benchmarks.seeds align      # online_dpo: hallucination before and after, over seeds
+    python -m benchmarks.seeds controls   # the same with labels that carry no information
+    python -m benchmarks.seeds margins    # media margin of mdpo and mfpo against online_dpo
+
+Every run is one `plumbline align` in a process of its own, under `runs/seeds/<variant>-<seed>`; a run that has
+finished there is not repeated. Results are printed and written to `runs/seeds/<command>.json`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.media_margin import DAMAGES, media_margins
+from pipelines.evaluation import paired_mean
+from pipelines.worlds.glyphs import BASE_MODEL
+
+FOLDER = Path("runs/seeds")
+CAPTIONS_ONLY = ("evaluation.questions=0",)
+NO_EVALUATION = ("evaluation.questions=0", "evaluation.scenes=0")
+VARIANTS: dict[str, tuple[str, ...]] = {
+    "online_dpo": (),
+    "random_labels": ("reward=random", *CAPTIONS_ONLY),
+    "mdpo": ("recipe=mdpo", *NO_EVALUATION),
+    "mfpo": ("recipe=mfpo", *NO_EVALUATION),
+}
+
+
+def run(variant: str, seed: int, timeout_s: float) -> dict[str, Any]:
+    """The summary of one finished run; runs it if it is not there yet."""
+    name = f"{variant}-{seed}"
+    summary = FOLDER / name / "summary.json"
+    if not (summary.exists() and json.loads(summary.read_text())["status"] == "finished"):
+        command = [sys.executable, "-m", "pipelines.cli", "align", f"name={name}", f"output={FOLDER}"]
+        command += [*VARIANTS[variant], "--seed", str(seed)]
+        print(f"running {name} ...", flush=True)
+        subprocess.run(command, check=True, timeout=timeout_s, stdout=subprocess.DEVNULL)
+    return json.loads(summary.read_text())
+
+
+def checkpoint(variant: str, seed: int) -> Path:
+    steps = (FOLDER / f"{variant}-{seed}" / "checkpoints").glob("step-*")
+    return max(steps, key=lambda path: int(path.name.split("-")[1]))
+
+
+def align(seeds: list[int], timeout_s: float) -> dict[str, Any]:
+    """Before and after of `online_dpo`, per seed, with the spread."""
+    rows = [run("online_dpo", seed, timeout_s) for seed in seeds]
+    changes = [row["heldout"]["change"] for row in rows]
+    table = {
+        measure: {
+            "before": [change[measure]["before"] for change in changes],
+            "after": [change[measure]["after"] for change in changes],
+        }
+        for measure in changes[0]
+    }
+    return {
+        "measures": table,
+        "chair_i_ratio": [change["chair_i"]["ratio"] for change in changes],
+        "wall_seconds": [row["wall_seconds"] for row in rows],
+    }
+
+
+def controls(seeds: list[int], timeout_s: float) -> dict[str, Any]:
+    """Ratio of chair_i after to before with random labels, and its difference to the real run."""
+    real = [run("online_dpo", seed, timeout_s)["heldout"]["change"]["chair_i"] for seed in seeds]
+    random = [run("random_labels", seed, timeout_s)["heldout"]["change"]["chair_i"] for seed in seeds]
+    differences = []
+    for seed in seeds:
+        after = {v: captions(FOLDER / f"{v}-{seed}" / "evaluation/after.jsonl") for v in ("online_dpo", "random_labels")}
+        differences.append(chair_difference(after["random_labels"], after["online_dpo"]))
+    return {
+        "ratio_real": [change["ratio"] for change in real],
+        "ratio_random": [change["ratio"] for change in random],
+        "mean_ratio_random": statistics.fmean(change["ratio"] for change in random),
+        "chair_i_random_minus_real": differences,
+    }
+
+
+def captions(path: Path) -> dict[str, tuple[float, float]]:
+    """id -> (wrong mentions, all mentions) of the caption records."""
+    records = (json.loads(line) for line in path.read_text().splitlines())
+    return {r["id"]: (r["wrong"], r["right"] + r["wrong"]) for r in records if r["kind"] == "caption"}
+
+
+def chair_difference(left: dict[str, Any], right: dict[str, Any], resamples: int = 2000) -> dict[str, float]:
+    """chair_i of left minus right on the same scenes, with a paired 95% bootstrap interval."""
+    ids = sorted(left)
+    table = np.array([[*left[i], *right[i]] for i in ids])
+    draws = np.random.default_rng(0).integers(len(ids), size=(resamples, len(ids)))
+    sums = table[draws].sum(axis=1)
+    spread = sums[:, 0] / sums[:, 1] - sums[:, 2] / sums[:, 3]
+    total = table.sum(axis=0)
+    low, high = np.quantile(spread, [0.025, 0.975])
+    return {"difference": total[0] / total[1] - total[2] / total[3], "low": float(low), "high": float(high)}
+
+
+def margins(seeds: list[int], timeout_s: float) -> dict[str, Any]:
+    """Media margin (nats) on the same held-out damage: mdpo and mfpo minus online_dpo, paired by scene."""
+    base = media_margins(BASE_MODEL)
+    result: dict[str, Any] = {damage: {} for damage in DAMAGES}
+    for seed in seeds:
+        found = {}
+        for variant in ("online_dpo", "mdpo", "mfpo"):
+            run(variant, seed, timeout_s)
+            found[variant] = media_margins(checkpoint(variant, seed))
+        for damage in DAMAGES:
+            row = {v: float((found[v][damage] - base[damage]).mean()) for v in found}
+            for variant in ("mdpo", "mfpo"):
+                interval = paired_mean(found["online_dpo"][damage], found[variant][damage])
+                row[f"{variant} - online_dpo"] = interval._asdict()
+            result[damage][seed] = row
+    return result
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("command", choices=("align", "controls", "margins"))
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--timeout", type=float, default=1200, help="seconds for one run")
+    arguments = parser.parse_args()
+    experiment = {"align": align, "controls": controls, "margins": margins}[arguments.command]
+    result = experiment(arguments.seeds, arguments.timeout)
+    result["machine"] = f"{os.cpu_count()} CPU cores, {platform.machine()}, Python {platform.python_version()}"
+    result["seeds"] = arguments.seeds
+    text = json.dumps(result, indent=2)
+    (FOLDER / f"{arguments.command}.json").write_text(text + "\n")
+    print(text)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,298 @@
+"""The loop: prompts become leases, leases become receipts. It holds no data and imports no framework.
+
+    PromptStream --prompts--> drive --lease, parcel--> Producer --Group--> Ledger --Shard--> Learner
+                                ^                         |                  |                  |
+                                |<--------Receipt | Fault-+                  |                  v
+                                |<--------LedgerState------------------------+              Publisher
+                                +<--------versions---- Fleet <----------WeightVersion-----------+
+
+| who              | waits for                                     | and gives up                       |
+|------------------|-----------------------------------------------|------------------------------------|
+| drive            | a receipt, a ledger change, a proved version  | after `patience_s` without any     |
+| Producer         | the receipt of one lease                      | its own deadline: a `Fault`        |
+| Ledger.pull      | enough fresh groups, or the end               | `wait_s`: TimeoutError with counts |
+| Learner          | `Ledger.pull`                                 | as above                           |
+| Fleet, generator | the next published version                    | the deadline of a weight sync      |
+
+Nobody waits for the loop: it alone issues leases, so what it read of the ledger can only be too large.
+A prompt travels as a *parcel*, a one-element list that only the scorer opens. In Ray it holds a reference, so
+the driver never touches media; in one process it holds the row.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import Counter, deque
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol
+
+from pipelines.admission import Admission
+from pipelines.types import Fault, Lease, Receipt
+
+Parcel = Sequence[Any]  # [(position, raw row)] or [a reference to it]
+PromptItem = tuple[int, int, str, Parcel]  # cursor, epoch, prompt id, parcel
+Phase = Literal["running", "finishing", "stopping", "ended", "failed"]
+
+
+class RunFailed(RuntimeError):
+    """The run cannot go on; the message says why and what to do."""
+
+
+class RoleFailed(RuntimeError):
+    """A worker could not do its part. Becomes a `Fault` at the border of the producer."""
+
+    def __init__(self, reason: str, role: str, detail: str, retry: bool = True) -> None:
+        super().__init__(reason, role, detail, retry)  # the positional arguments make it picklable
+        self.reason, self.role, self.detail, self.retry = reason, role, detail, retry
+
+    def __str__(self) -> str:
+        return f"{self.role}: {self.reason}: {self.detail}"
+
+    def fault(self, group: str) -> Fault:
+        return Fault(group=group, reason=self.reason, role=self.role, detail=self.detail, retry=self.retry)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LedgerState:
+    """What the loop needs to know of the ledger. Counts are groups."""
+
+    revision: int  # grows with every change
+    phase: Phase  # from "stopping" on nothing is issued any more
+    trained: int
+    live: int  # leased + buffered + sealed
+    leased: int
+    failure: str | None = None
+
+
+class Prompts(Protocol):
+    async def next(self, limit: int) -> Sequence[PromptItem]:
+        """Up to `limit` prompts in order; none when the data is at its end."""
+        ...
+
+
+class Producer(Protocol):
+    async def produce(self, lease: Lease, parcel: Parcel) -> Receipt | Fault:
+        """Carry out one lease. Every failure is a `Fault`."""
+        ...
+
+
+class Ledger(Protocol):
+    async def issue(self, prompt_id: str, epoch: int, cursor: int, generator: int) -> Lease | None: ...
+    async def fail(self, fault: Fault, lease: Lease) -> bool: ...
+    async def finish(self) -> None: ...
+    async def stop(self) -> None: ...
+    async def state(self) -> LedgerState: ...
+    async def changed(self, seen: int, timeout_s: float) -> LedgerState: ...
+
+
+class Fleet(Protocol):
+    def versions(self) -> Mapping[int, int]:
+        """Index of each generator that may sample -> the weight version it has proved."""
+        ...
+
+
+@dataclass(frozen=True)
+class LocalProducer:
+    """Work in this process, without Ray; `work` is a scorer's `produce`."""
+
+    work: Callable[[Lease, Parcel], Awaitable[Receipt | Fault]]
+    timeout_s: float = 120.0
+
+    async def produce(self, lease: Lease, parcel: Parcel) -> Receipt | Fault:
+        try:
+            return await asyncio.wait_for(self.work(lease, parcel), self.timeout_s)
+        except RoleFailed as error:
+            return error.fault(lease.group)
+        except TimeoutError:
+            detail = f"no receipt within {self.timeout_s:g} s"
+            return RoleFailed("timeout", "scorer", detail).fault(lease.group)
+        except Exception as error:
+            detail = f"{type(error).__name__}: {error}"
+            return RoleFailed("unexpected_error", "scorer", detail).fault(lease.group)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Limits:
+    """Deadlines and bounds of the loop."""
+
+    in_flight: int = 64  # leases per generator at one time
+    patience_s: float = 600.0  # without any receipt, ledger change or new version
+    drain_s: float = 30.0  # for leases under way when the run is asked to stop
+    rest_s: float = 1.0  # a generator that failed takes no work for so long, or it would burn every retry
+    tick_s: float = 0.05  # how long a proved version can go unnoticed; nothing is polled faster
+
+
+async def drive(
+    prompts: Prompts,
+    producer: Producer,
+    ledger: Ledger,
+    fleet: Fleet,
+    admission: Admission,
+    stop: asyncio.Event,
+    limits: Limits | None = None,
+) -> None:
+    """Feed the ledger until it has what the run needs, the data ends, or `stop` is set.
+
+    On `stop` the ledger is told to end at the next step, nothing more is leased, and leases under way get
+    `drain_s` to finish; the caller releases the rest.
+
+    Raises:
+        RunFailed: the ledger gave up (it says why), or nothing moved for `patience_s`.
+    """
+    await _Drive(prompts, producer, ledger, fleet, admission, stop, limits or Limits()).run()
+
+
+Work = asyncio.Task["Receipt | Fault"]
+
+
+@dataclass
+class _Drive:
+    prompts: Prompts
+    producer: Producer
+    ledger: Ledger
+    fleet: Fleet
+    admission: Admission
+    stop: asyncio.Event
+    limits: Limits
+    fresh: deque[PromptItem] = field(default_factory=deque[PromptItem])  # taken from the stream
+    again: deque[PromptItem] = field(default_factory=deque[PromptItem])  # to be issued once more
+    work: dict[Work, tuple[Lease, PromptItem]] = field(default_factory=dict[Work, tuple[Lease, PromptItem]])
+    watch: asyncio.Task[LedgerState] | None = None
+    resting: dict[int, float] = field(default_factory=dict[int, float])  # generator -> time it may work again
+    exhausted: bool = False
+    moved_at: float = field(default_factory=time.monotonic)
+
+    async def run(self) -> None:
+        stopping = asyncio.create_task(self.stop.wait())
+        try:
+            state = await self.ledger.state()
+            while not self.stop.is_set() and not self._over(state):
+                await self._lease(state)
+                state = await self._wait(state, stopping)
+            if state.phase == "failed":
+                raise RunFailed(state.failure or "the ledger gave up without a reason")
+            if self.stop.is_set():
+                await self.ledger.stop()
+                await self._drain()
+        finally:
+            await _cancel([stopping, *self.work, *([self.watch] if self.watch else [])])
+
+    def _over(self, state: LedgerState) -> bool:
+        if state.phase in ("stopping", "ended", "failed"):
+            return True
+        return state.phase == "finishing" and state.leased == 0 and not self.work
+
+    async def _lease(self, state: LedgerState) -> None:
+        """Issue leases while a generator admits them; work that failed goes first."""
+        live = state.live
+        while not self.stop.is_set():
+            renewal = bool(self.again)  # is counted in `live` already
+            generator = self._choose(state.trained, live - renewal)
+            if generator is None:
+                return
+            item = self.again.popleft() if renewal else await self._next()
+            if item is None:
+                return
+            cursor, epoch, prompt_id, parcel = item
+            lease = await self.ledger.issue(prompt_id, epoch, cursor, generator)
+            if lease is not None:
+                live += not renewal
+                self.work[asyncio.create_task(self.producer.produce(lease, parcel))] = (lease, item)
+            elif self._over(await self.ledger.state()):
+                return
+
+    def _choose(self, trained: int, live: int) -> int | None:
+        """The generator with the fewest leases among those that admit one more."""
+        load = Counter(lease.generator for lease, _ in self.work.values())
+        now = time.monotonic()
+        able = [
+            generator
+            for generator, version in self.fleet.versions().items()
+            if load[generator] < self.limits.in_flight
+            and self.resting.get(generator, now) <= now
+            and self.admission.admits(version, trained, live)
+        ]
+        return min(able, key=lambda generator: (load[generator], generator), default=None)
+
+    async def _next(self) -> PromptItem | None:
+        if not self.fresh and not self.exhausted:
+            taking = self.prompts.next(self.admission.groups_per_step)
+            self.fresh.extend(await asyncio.wait_for(taking, self.limits.patience_s))
+            if not self.fresh:
+                self.exhausted = True
+                await self.ledger.finish()
+        return self.fresh.popleft() if self.fresh else None
+
+    async def _wait(self, state: LedgerState, stopping: asyncio.Task[Any]) -> LedgerState:
+        """Sleep until a receipt, a change of the ledger, a proved version, a rested generator or `stop`."""
+        versions = dict(self.fleet.versions())
+        while True:
+            if self.watch is None:
+                self.watch = asyncio.create_task(self.ledger.changed(state.revision, 5.0))
+            awaited: set[asyncio.Task[Any]] = {*self.work, self.watch, stopping}
+            done, _ = await asyncio.wait(
+                awaited, timeout=self.limits.tick_s, return_when=asyncio.FIRST_COMPLETED
+            )
+            settled = await self._settle([task for task in self.work if task in done])
+            news = state
+            if self.watch in done:
+                news, self.watch = self.watch.result(), None
+            if settled or news.revision != state.revision or dict(self.fleet.versions()) != versions:
+                self.moved_at = time.monotonic()
+                return await self.ledger.state()
+            if stopping.done() or self._rested():
+                return state
+            self._check_patience(state)
+
+    def _rested(self) -> bool:
+        now = time.monotonic()
+        rested = [generator for generator, until in self.resting.items() if until <= now]
+        for generator in rested:
+            del self.resting[generator]
+        return bool(rested)
+
+    async def _settle(self, done: Iterable[Work]) -> bool:
+        """Read what became of leases; a fault goes to the ledger, which says whether to issue it again."""
+        settled = False
+        for task in done:
+            settled = True
+            lease, item = self.work.pop(task)
+            error = task.exception()
+            if error is not None:
+                failure = RoleFailed("unexpected_error", "producer", f"{type(error).__name__}: {error}")
+                outcome: Receipt | Fault = failure.fault(lease.group)
+            else:
+                outcome = task.result()
+            if isinstance(outcome, Fault):
+                if outcome.role == "generator":
+                    self.resting[lease.generator] = time.monotonic() + self.limits.rest_s
+                if await self.ledger.fail(outcome, lease):
+                    self.again.append(item)
+        return settled
+
+    def _check_patience(self, state: LedgerState) -> None:
+        if time.monotonic() - self.moved_at <= self.limits.patience_s:
+            return
+        waiting = sorted(lease.group for lease, _ in self.work.values())
+        raise RunFailed(
+            f"nothing moved for {self.limits.patience_s:g} s: no receipt, no trained step, no new version. "
+            f"Under way: {len(waiting)} groups {waiting[:3]}; generators and their versions: "
+            f"{dict(self.fleet.versions())}; ledger: {state.trained} groups trained, {state.live} live, "
+            f"{state.leased} leased, phase {state.phase}"
+        )
+
+    async def _drain(self) -> None:
+        until = time.monotonic() + self.limits.drain_s
+        while self.work and (left := until - time.monotonic()) > 0:
+            done, _ = await asyncio.wait(self.work, timeout=left, return_when=asyncio.FIRST_COMPLETED)
+            await self._settle(done)
+
+
+async def _cancel(tasks: Iterable[asyncio.Task[Any]]) -> None:
+    """Cancel tasks and wait until they are gone, so that none outlives the loop."""
+    gone = list(tasks)
+    for task in gone:
+        task.cancel()
+    await asyncio.gather(*gone, return_exceptions=True)
