@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import tempfile
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
@@ -17,6 +18,9 @@ from torch import Tensor
 from actors.proof import LoadReport
 from pipelines.settings import LoraSettings
 from pipelines.types import WeightVersion
+
+# Received arrays are read-only shared memory; nothing here writes to them, and a copy would double the model.
+warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
 
 Arrays = Mapping[str, NDArray[Any]]
 
@@ -52,11 +56,13 @@ class FullWeights:
 
     def load(self, engine: Any, version: WeightVersion, arrays: Arrays) -> LoadReport:
         tensors = {name: as_tensor(array, version.manifest[name].dtype) for name, array in arrays.items()}
-        return self.hand_over(engine, with_tied_head(engine, tensors))
-
-    def hand_over(self, engine: Any, tensors: Mapping[str, Tensor]) -> LoadReport:
-        (report,) = engine.collective_rpc("plumbline_load", args=(list(tensors.items()),))
+        tensors = with_tied_head(engine, tensors)
+        (report,) = engine.collective_rpc("plumbline_load", args=(list(self.handed(tensors).items()), tensors))
         return report
+
+    def handed(self, tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """What is given to vLLM; tests withhold something here."""
+        return tensors
 
     def reset(self, engine: Any) -> None:
         reset_caches(engine)
@@ -82,7 +88,7 @@ class AdapterWeights:
     def load(self, engine: Any, version: WeightVersion, arrays: Arrays) -> LoadReport:
         tensors = {name: as_tensor(array, version.manifest[name].dtype) for name, array in arrays.items()}
         self._count += 1
-        request = self.hand_over(engine, self._count, version.number, tensors)
+        request = self.add(engine, self._count, version.number, self.handed(tensors))
         if self.request is not None and self.request.lora_int_id != request.lora_int_id:
             engine.remove_lora(self.request.lora_int_id)
             shutil.rmtree(self.request.lora_path, ignore_errors=True)
@@ -91,7 +97,12 @@ class AdapterWeights:
         (report,) = engine.collective_rpc("plumbline_read_adapter", args=(request.lora_int_id, tensors, scaling))
         return report
 
-    def hand_over(self, engine: Any, count: int, number: int, tensors: Mapping[str, Tensor]) -> Any:
+    def handed(self, tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """What is written for vLLM; tests withhold something here."""
+        return tensors
+
+    def add(self, engine: Any, count: int, number: int, tensors: Mapping[str, Tensor]) -> Any:
+        """Write an adapter and load it; gives the `LoRARequest` that names it."""
         from vllm.lora.request import LoRARequest
 
         folder = self._root / f"version-{number}-load-{count}"
@@ -124,9 +135,6 @@ class AdapterWeights:
 
 def as_tensor(array: NDArray[Any], dtype: str) -> Tensor:
     """A torch view of a received array; bfloat16 arrives in another 16-bit type and is named by the manifest."""
-    if not array.flags.writeable:
-        array = array.view()  # torch only warns about read-only memory; nothing here writes to it
-        array = np.require(array, requirements=["C", "W"])
     if dtype == "bfloat16":
         return torch.from_numpy(array.view(np.int16)).view(torch.bfloat16)
     return torch.from_numpy(array)

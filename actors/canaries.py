@@ -20,8 +20,8 @@ def make_canaries(source: Source, processing: Processing) -> tuple[Canary, ...]:
     ordinary tokens tells versions apart.
     """
     canaries: list[Canary] = []
-    for position, row in islice(source.rows(), CANARY_ROWS):
-        prompt, media = source.prompt(row, position)
+    for _, row in islice(source.rows(), CANARY_ROWS):
+        prompt, media = source.prompt(row)
         text = str(row.get("answer") or words(prompt))
         tokens = tuple(processing.tokenizer(text, add_special_tokens=False)["input_ids"][:CANARY_TOKENS])
         canaries.append(Canary(prompt=prompt, media=media, tokens=tokens))

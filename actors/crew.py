@@ -21,7 +21,7 @@ from actors.scorer import Scorer
 from actors.weights import Publisher
 from pipelines.data.base import Inventory, Source
 from pipelines.recipe import Recipe
-from pipelines.settings import HELPER_CPUS, Settings
+from pipelines.settings import PERTURBER_CPUS, SCORER_CPUS, Settings
 from pipelines.types import Canary
 
 
@@ -66,12 +66,11 @@ def build(plan: Plan) -> Crew:
     prompts = ray.remote(PromptStream).options(**service).remote(plan.source, plan.inventory.usable)
     publisher = ray.remote(Publisher).options(**service).remote(plan.attempt, ray.put)
     generators = [generator(plan, index) for index in range(settings.rollout.generators)]
-    helper = {**service, "num_cpus": HELPER_CPUS}
-    perturbers = [ray.remote(Perturber).options(**helper).remote() for _ in range(settings.rollout.perturbers)]
+    perturbing = ray.remote(Perturber).options(**service | {"num_cpus": PERTURBER_CPUS})
+    perturbers = [perturbing.remote() for _ in range(settings.rollout.perturbers)]
+    scoring = ray.remote(Scorer).options(**service | {"num_cpus": SCORER_CPUS})
     scorers = [
-        ray.remote(Scorer)
-        .options(**helper)
-        .remote(plan.recipe.stage, settings, plan.source, generators, perturbers, ledger)
+        scoring.remote(plan.recipe.stage, settings, plan.source, generators, perturbers, ledger)
         for _ in range(settings.rollout.scorers)
     ]
     return Crew(

@@ -7,6 +7,7 @@ and exceptions leave it as futures. An event loop beside it stays free, so healt
 from __future__ import annotations
 
 import itertools
+import logging
 import os
 import queue
 import threading
@@ -23,6 +24,7 @@ Work = Callable[[], None] | None  # None ends the thread
 
 EXTENSION = "actors.engine_extension.Witness"
 ADAPTER_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # what vLLM accepts as max_lora_rank
+CPU_BATCHED_TOKENS = 4096  # prompt tokens of one step; prompts are taken whole
 
 
 class EngineError(RuntimeError):
@@ -229,6 +231,9 @@ def build_engine(model_path: str, settings: EngineSettings, lora: LoraSettings |
             "enforce_eager": True,
             "skip_mm_profiling": True,
             "kv_cache_memory_bytes": int(settings.kv_cache_gib * 2**30),
+            # A seeded request that is prefilled in pieces crashes vLLM 0.32 on CPU ("does not use offset").
+            "enable_chunked_prefill": False,
+            "max_num_batched_tokens": max(CPU_BATCHED_TOKENS, settings.max_model_len),
         }
     else:
         arguments["gpu_memory_utilization"] = settings.gpu_memory_utilization
@@ -239,4 +244,8 @@ def build_engine(model_path: str, settings: EngineSettings, lora: LoraSettings |
             "max_cpu_loras": 1,
             "max_lora_rank": next(rank for rank in ADAPTER_RANKS if rank >= lora.rank),
         }
-    return LLMEngine.from_engine_args(EngineArgs(**arguments))
+    engine = LLMEngine.from_engine_args(EngineArgs(**arguments))
+    # A line per image that threads stay as they are, and per rotary table that a reload brings it no weights.
+    for noisy in ("v1.worker.cpu_worker", "model_executor.model_loader.reload.layerwise"):
+        logging.getLogger(f"vllm.{noisy}").setLevel(logging.ERROR)
+    return engine

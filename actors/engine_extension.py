@@ -54,8 +54,10 @@ class Recorder(TorchDispatchMode):
     stride and offset the region. This holds on the meta device too, where vLLM loads first.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, verified: Mapping[str, Tensor]) -> None:
         super().__init__()
+        self._verified = verified
+        self._item: tuple[Tensor, Tensor] | None = None  # the tensor being loaded, and what it should hold
         self.targets: dict[str, Target] = {}
         self._names: dict[int, str] = {}
         self._kept: list[Tensor] = []  # keeps the storages alive, so that no address is used twice
@@ -71,6 +73,13 @@ class Recorder(TorchDispatchMode):
                 self._kept.append(parameter)
                 self.targets[full] = Target(tuple(parameter.shape))
 
+    def items(self, model: torch.nn.Module, handed: Named) -> Iterator[tuple[str, Tensor]]:
+        """The tensors one by one; vLLM writes one before it asks for the next."""
+        self.watch(model)  # by the first item vLLM has put the parameters into loadable form
+        for name, tensor in handed:
+            self._item = (tensor, self._verified[name])
+            yield name, tensor
+
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func in (torch.ops.aten.copy_.default, torch.ops.aten.fill_.Scalar):
             self._record(args[0], args[1] if isinstance(args[1], Tensor) else None)
@@ -78,10 +87,20 @@ class Recorder(TorchDispatchMode):
 
     def _record(self, view: Tensor, source: Tensor | None) -> None:
         name = self._names.get(_storage(view))
-        if name is not None:
-            real = None if source is None or source.is_meta else source
-            write = Write(tuple(view.shape), tuple(view.stride()), view.storage_offset(), real)
-            self.targets[name].writes.append(write)
+        if name is None or (source is not None and _storage(source) == _storage(view)):
+            return  # vLLM also copies a bias onto itself, which loads nothing
+        write = Write(tuple(view.shape), tuple(view.stride()), view.storage_offset(), self._expected(source))
+        self.targets[name].writes.append(write)
+
+    def _expected(self, source: Tensor | None) -> Tensor | None:
+        """The verified values of a piece of the tensor being loaded; what was handed over may be older."""
+        if source is None or source.is_meta or self._item is None:
+            return None
+        handed, verified = self._item
+        if _storage(source) != _storage(handed):
+            return source  # the loader made a new tensor of it
+        offset = verified.storage_offset() + source.storage_offset() - handed.storage_offset()
+        return torch.as_strided(verified, source.shape, source.stride(), offset)
 
 
 class Witness:
@@ -92,17 +111,15 @@ class Witness:
     reload_weights: Any
     _plumbline_encoded: int
 
-    def plumbline_load(self, weights: Named) -> LoadReport:
-        """Reload all weights from Hugging Face tensors and say what was written."""
-        recorder = Recorder()
+    def plumbline_load(self, handed: Named, verified: Mapping[str, Tensor]) -> LoadReport:
+        """Reload all weights from Hugging Face tensors and say what was written.
+
+        `handed` is what vLLM gets, `verified` what it should be: the tensors whose digests were checked.
+        """
+        recorder = Recorder(verified)
         model = self.model_runner.get_model()
-
-        def watched() -> Iterator[tuple[str, Tensor]]:
-            recorder.watch(model)  # by the first item vLLM has put the parameters into loadable form
-            yield from weights
-
         with recorder:
-            self.reload_weights(weights_iterator=watched())
+            self.reload_weights(weights_iterator=recorder.items(model, handed))
         return report(model, recorder.targets)
 
     def plumbline_count_images(self) -> int:
@@ -120,6 +137,11 @@ class Witness:
 
                 model.embed_multimodal = counted
         return self._plumbline_encoded
+
+    def plumbline_zero_kv(self) -> None:
+        """Overwrite all keys and values: NaN of broken weights survives in freed blocks and poisons masked reads."""
+        for cache in self.model_runner.kv_caches:
+            cache.zero_()
 
     def plumbline_read_adapter(self, adapter: int, sent: Mapping[str, Tensor], scaling: float) -> LoadReport:
         """Compare the adapter's slot, from which the kernels read, with the tensors of a PEFT checkpoint."""

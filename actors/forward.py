@@ -15,7 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from actors.processing import Encoded, NotACheckpoint, Processing
+from actors.processing import Encoded, Processing
+from pipelines.checkpoint import NotACheckpoint
 from pipelines.logprobs import Targets, answer_targets, summed, token_logps
 from pipelines.types import Media, Message, Part, Prompt
 
@@ -74,7 +75,9 @@ def collate(rows: Sequence[Row], processing: Processing) -> Batch:
         pixel_values=torch.cat(pixels) if pixels else None,
         grid=torch.cat(grids) if grids else None,
         shown=tuple(shown),
-        targets=answer_targets([len(encoded.input_ids) for encoded, _ in rows], [answer for _, answer in rows]),
+        targets=answer_targets(
+            [len(encoded.input_ids) for encoded, _ in rows], [answer for _, answer in rows]
+        ),
     )
 
 
@@ -110,8 +113,8 @@ class Scorer(nn.Module):
         for name in scaled:
             if getattr(processing.text_config, name, None) not in (None, 1.0):
                 raise NotACheckpoint(
-                    f"model {str(processing.path)!r}: its head uses {name}, which is not supported; expected a "
-                    "plain projection to the vocabulary"
+                    f"model {str(processing.path)!r}: its head uses {name}, which is not supported; "
+                    "expected a plain projection to the vocabulary"
                 )
 
     def forward(self, batch: Batch) -> Tensor:
@@ -139,4 +142,4 @@ def without_dropout(model: nn.Module) -> None:
         if isinstance(module, nn.Dropout):
             module.p = 0.0
         if isinstance(getattr(module, "attention_dropout", None), float):
-            module.attention_dropout = 0.0  # pyright: ignore[reportAttributeAccessIssue]
+            vars(module)["attention_dropout"] = 0.0

@@ -12,44 +12,21 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 
+from actors.accounts import END_OF_RUN, Accounts, DropWatch, Entry, owned
 from pipelines.admission import Admission
 from pipelines.loop import LedgerState, Phase, RunFailed
 from pipelines.rollout import derived_seed
 from pipelines.types import Fault, Group, Lease, Receipt, Shard, canonical_digest
 
-WINDOW = 100  # groups over which the share of one drop reason is taken
-HINTS = {
-    "tie": "all answers to a prompt score the same; use more samples, a higher temperature or a finer reward",
-    "missing_score": "the reward fails or returns nothing; see `missing` in events.jsonl",
-    "stale": "answers arrive after too many syncs; raise sync.max_lag or lower rollout.max_tokens",
-    "dead_letter": "every retry failed; the detail names role and cause",
-}
-
 
 def group_id(run: str, prompt_id: str, epoch: int, slot: int = 0) -> str:
     """The identity of a group, known before it is sampled and equal in every attempt."""
     return canonical_digest([run, prompt_id, epoch, slot])[:32]
-
-
-@dataclass
-class _Entry:
-    """A group that is not settled yet."""
-
-    lease: Lease
-    waiting: bool = False  # its last lease failed: it waits to be issued again
-    faults: list[str] = field(default_factory=list[str])
-    group: Group | None = None
-
-    @property
-    def held(self) -> Group:
-        assert self.group is not None, f"group {self.lease.group} is {self.lease}, not delivered"
-        return self.group
 
 
 class Ledger:
@@ -59,7 +36,8 @@ class Ledger:
         max_steps: steps of the whole run, those before a resume included.
         max_drop_share: of the last 100 groups for one reason; above it the run fails and names the reason.
         max_tries: leases that may fail before a group is dropped as "dead_letter".
-        wait_s: deadline of `pull`.
+        wait_s: how long `pull` waits without any change once leases are issued.
+        start_s: how long it waits for the first lease (evaluation and survey come before it).
     """
 
     def __init__(
@@ -74,26 +52,20 @@ class Ledger:
         seed: int = 0,
         max_tries: int = 3,
         wait_s: float = 600.0,
+        start_s: float = 3600.0,
     ) -> None:
         self._run, self._attempt, self._seed = run, attempt, seed
         self._admission = Admission(
             max_lag=max_lag, sync_every=sync_every, groups_per_step=groups_per_step, max_steps=max_steps
         )
-        self._max_drop_share, self._max_tries, self._wait_s = max_drop_share, max_tries, wait_s
-        self._leased: dict[str, _Entry] = {}
-        self._buffered: dict[str, _Entry] = {}
-        self._sealed: dict[str, _Entry] = {}  # of the one step under training, in sealed order
-        self._trained: dict[str, tuple[int, int]] = {}  # id -> step, cursor
-        self._dropped: dict[str, tuple[str, int]] = {}  # id -> reason, cursor
-        self._released: dict[str, int] = {}  # id -> cursor
-        self._tally: Counter[str] = Counter()  # issued, late, duplicate, retried
+        self._max_tries, self._wait_s, self._start_s = max_tries, wait_s, start_s
+        self._books = Accounts()
+        self._watch = DropWatch(max_drop_share)
         self._fence = attempt << 32  # grows over attempts as well
-        self._frontier = 0  # first cursor that was never issued
         self._published = 0
         self._sealed_step = self._trained_step = 0
-        self._finished = self._stopped = False
+        self._finished = self._stopped = self._drained = False
         self._failure: str | None = None
-        self._outcomes: deque[str] = deque(maxlen=WINDOW)
         self._facts: dict[str, list[float]] = {}
         self._seconds: Counter[str] = Counter()
         self._step_facts: dict[str, float] = {}
@@ -108,49 +80,51 @@ class Ledger:
     async def issue(self, prompt_id: str, epoch: int, cursor: int, generator: int) -> Lease | None:
         """A lease for one prompt, or for a group whose last lease failed.
 
-        None when the group is settled already (a resumed run) or nothing is issued any more. Raises ValueError
-        when the group is under way, which means that two rows have the same id.
+        None when the group is settled already (a resumed run) or nothing is issued any more. Raises
+        ValueError when the group is under way, which means that two rows have the same id.
         """
-        name = group_id(self._run, prompt_id, epoch)
-        if self._phase in ("stopping", "ended", "failed") or name in self._trained or name in self._dropped:
+        name, books = group_id(self._run, prompt_id, epoch), self._books
+        if self._phase in ("stopping", "ended", "failed"):
             return None
-        known = self._leased.get(name)
-        if name in self._buffered or name in self._sealed or (known is not None and not known.waiting):
-            raise ValueError(
-                f"prompt {prompt_id!r} of epoch {epoch} is under way already: prompt ids must differ"
-            )
+        if books.is_settled(name):
+            books.frontier = max(books.frontier, cursor + 1)
+            return None
+        known = books.leased.get(name)
+        if name in books.buffered or name in books.sealed or (known is not None and not known.waiting):
+            raise ValueError(f"prompt {prompt_id!r} of epoch {epoch} is under way already; ids must differ")
         self._fence += 1
         seed = derived_seed(self._seed, name)
         lease = Lease(group=name, fence=self._fence, cursor=cursor, seed=seed, generator=generator)
-        if known is not None:
-            known.lease, known.waiting = lease, False
-        else:
-            self._released.pop(name, None)
-            self._leased[name] = _Entry(lease)
-            self._tally["issued"] += 1
-            self._frontier = max(self._frontier, cursor + 1)
+        books.open(lease)
         self._change()
         return lease
 
     async def fail(self, fault: Fault, lease: Lease) -> bool:
         """A lease failed. True: the group waits to be issued again. The failed lease is void either way."""
-        entry = self._leased.get(lease.group)
+        entry = self._books.leased.get(lease.group)
         if entry is None or entry.lease.fence != lease.fence or entry.waiting:
-            self._tally["late"] += 1
+            self._books.tally["late"] += 1
             return False
         cause = f"{fault.role}: {fault.reason}: {fault.detail}"
         entry.faults.append(cause)
         entry.waiting = True
-        self._note("fault", group=lease.group, generator=lease.generator, reason=fault.reason, role=fault.role,
-                   detail=fault.detail, retry=fault.retry)  # fmt: skip
+        self._note(
+            "fault",
+            group=lease.group,
+            generator=lease.generator,
+            reason=fault.reason,
+            role=fault.role,
+            detail=fault.detail,
+            retry=fault.retry,
+        )
         again = False
         if self._phase in ("running", "finishing"):
             again = fault.retry and len(entry.faults) < self._max_tries
             if again:
-                self._tally["retried"] += 1
+                self._books.tally["retried"] += 1
             else:
                 reason = "dead_letter" if fault.retry else fault.reason
-                self._drop(self._leased, lease.group, reason, " | ".join(entry.faults))
+                self._drop(self._books.leased, lease.group, reason, " | ".join(entry.faults))
         self._change()
         return again
 
@@ -167,18 +141,16 @@ class Ledger:
     async def release(self) -> None:
         """Give up what is not trained, without dropping it: a resumed run issues it again."""
         self._stopped = True
-        for entries in (self._leased, self._buffered, self._sealed):
-            self._released.update({name: entry.lease.cursor for name, entry in entries.items()})
-            entries.clear()
+        self._books.release()
         self._change()
 
     async def state(self) -> LedgerState:
         return LedgerState(
             revision=self._revision,
             phase=self._phase,
-            trained=len(self._trained),
-            live=len(self._leased) + len(self._buffered) + len(self._sealed),
-            leased=len(self._leased),
+            trained=len(self._books.trained),
+            live=self._books.live,
+            leased=len(self._books.leased),
             failure=self._failure,
         )
 
@@ -199,45 +171,37 @@ class Ledger:
 
     async def counts(self) -> dict[str, Any]:
         """Groups by what became of them, and how many deliveries were no-ops."""
-        return {
-            "issued": self._tally["issued"],
-            "trained": len(self._trained),
-            "leased": len(self._leased),
-            "buffered": len(self._buffered),
-            "sealed": len(self._sealed),
-            "dropped": dict(Counter(reason for reason, _ in self._dropped.values())),
-            "released": len(self._released),
-            "retried": self._tally["retried"],
-            "late": self._tally["late"],
-            "duplicate": self._tally["duplicate"],
-        }
+        return self._books.counts()
 
     # --- the scorer's side -------------------------------------------------------------------------------
 
-    async def accept(self, group: Group) -> Receipt:
-        """Take over a group's bytes, or record why there is nothing to learn from it. Once per group."""
-        entry = self._leased.get(group.id)
+    async def accept(self, group: Group, detail: str = "") -> Receipt:
+        """Take over a group's bytes, or record why there is nothing to learn from it. Once per group.
+
+        `detail` is for people: the cause of a drop.
+        """
+        books = self._books
+        entry = books.leased.get(group.id)
         if entry is None:
-            held = group.id in self._buffered or group.id in self._sealed or group.id in self._trained
-            self._tally["duplicate" if held else "late"] += 1
+            held = any(group.id in place for place in (books.buffered, books.sealed, books.trained))
+            books.tally["duplicate" if held else "late"] += 1
             return Receipt(group=group.id, accepted=held)
         if entry.waiting or entry.lease.fence != group.fence:
-            self._tally["late"] += 1
+            books.tally["late"] += 1
             return Receipt(group=group.id, accepted=False)
         for name, value in group.facts.items():
             self._facts.setdefault(name, []).append(value)
         self._seconds.update(group.seconds)
         dropped = group.dropped or (None if group.comparisons else "no_comparison")
         if dropped is not None:
-            self._drop(self._leased, group.id, dropped)
+            self._drop(books.leased, group.id, dropped, detail)
         else:
-            entry.group = _owned(group)
-            self._buffered[group.id] = self._leased.pop(group.id)
+            entry.group = owned(group)
+            books.buffered[group.id] = books.leased.pop(group.id)
             self._drop_stale()
         self._change()
-        return Receipt(
-            group=group.id, accepted=group.id in self._buffered, dropped=dropped, facts=dict(group.facts)
-        )
+        reason, _ = books.dropped.get(group.id, (None, 0))
+        return Receipt(group=group.id, accepted=reason is None, dropped=reason, facts=dict(group.facts))
 
     # --- the learner's side ------------------------------------------------------------------------------
 
@@ -254,16 +218,18 @@ class Ledger:
             raise ValueError(f"rank {rank} of {world} ranks does not exist")
         if step <= self._trained_step:
             raise ValueError(f"step {step} is trained already; the next one is {self._trained_step + 1}")
-        if not await self._until(lambda: self._ready(step), self._wait_s):
-            raise TimeoutError(
-                f"step {step} waited {self._wait_s:g} s for {self._admission.groups_per_step} fresh groups "
-                f"(trained steps: {self._trained_step}); ledger: {await self.counts()}"
-            )
+        while not self._ready(step):
+            seen, patience = self._revision, self._wait_s if self._issued else self._start_s
+            if not await self._until(lambda seen=seen: self._revision > seen, patience):
+                raise TimeoutError(
+                    f"step {step} waits for {self._admission.groups_per_step} groups and nothing changed "
+                    f"for {patience:g} s; trained steps: {self._trained_step}, groups: {self._books.counts()}"
+                )
+        if step == self._sealed_step and self._books.sealed:
+            return self._shard(rank, world)
         if self._failure is not None:
             raise RunFailed(self._failure)
-        if step != self._sealed_step and not self._seal(step):
-            return Shard(step=step, stop=True)
-        return self._shard(rank, world)
+        return self._shard(rank, world) if self._seal(step) else Shard(step=step, stop=True)
 
     async def trained(self, attempt: int, step: int, metrics: Mapping[str, Any]) -> None:
         """Step `step` is in the weights. The first rank to say so counts; its metrics are kept."""
@@ -274,9 +240,7 @@ class Ledger:
             raise ValueError(
                 f"step {step} was never handed out; the newest sealed step is {self._sealed_step}"
             )
-        for name, entry in self._sealed.items():
-            self._trained[name] = (step, entry.lease.cursor)
-        self._sealed.clear()
+        self._books.train(step)
         self._trained_step = step
         time_s = round(time.monotonic() - self._started, 3)
         self._metrics.append({"time_s": time_s, **self._step_facts, **metrics, "step": step})
@@ -295,42 +259,35 @@ class Ledger:
     async def snapshot(self, step: int) -> dict[str, Any]:
         """What a resume from the weights of step `step` must know; JSON-able.
 
-        Groups issued but not trained up to `step` are absent, so that they are issued again from `next_cursor`
-        on; drops are remembered, except those that only the end of the run caused.
+        Groups issued but not trained up to `step` are absent, so that they are issued again from
+        `next_cursor` on; drops are remembered, except those that only the end of the run caused.
         """
         if step > self._trained_step:
             raise ValueError(f"no snapshot of step {step}: only {self._trained_step} steps are trained")
-        trained = [[name, at, cursor] for name, (at, cursor) in self._trained.items() if at <= step]
-        dropped = [[name, reason, cursor] for name, (reason, cursor) in self._dropped.items()
-                   if reason != "end_of_run"]  # fmt: skip
-        open_cursors = [cursor for at, cursor in self._trained.values() if at > step]
-        open_cursors += [cursor for reason, cursor in self._dropped.values() if reason == "end_of_run"]
-        open_cursors += self._released.values()
-        for entries in (self._leased, self._buffered, self._sealed):
-            open_cursors += [entry.lease.cursor for entry in entries.values()]
-        return {
-            "run": self._run,
-            "step": step,
-            "next_cursor": min(open_cursors, default=self._frontier),
-            "trained": trained,
-            "dropped": dropped,
-        }
+        self._note("snapshot", step=step)  # which drops a resume keeps can be recounted from the events
+        return {"run": self._run, **self._books.snapshot(step)}
 
     async def restore(self, snapshot: Mapping[str, Any]) -> None:
         """Continue from a snapshot; only a ledger that has issued nothing can."""
-        if self._tally["issued"]:
+        if self._books.tally["issued"]:
             raise ValueError("a ledger that has issued leases cannot be restored")
         if snapshot["run"] != self._run:
             raise ValueError(f"the snapshot is of run {snapshot['run']!r}, this is run {self._run!r}")
-        self._trained = {name: (step, cursor) for name, step, cursor in snapshot["trained"]}
-        self._dropped = {name: (reason, cursor) for name, reason, cursor in snapshot["dropped"]}
-        self._tally["issued"] = len(self._trained) + len(self._dropped)
+        self._books.restore(snapshot)
         self._sealed_step = self._trained_step = snapshot["step"]
         self._published = self._admission.due(self._trained_step + 1)
-        self._frontier = snapshot["next_cursor"]
         self._change()
 
+    def check(self) -> None:
+        """Assert conservation. For tests and for debugging."""
+        self._books.check()
+
     # --- inside ------------------------------------------------------------------------------------------
+
+    @property
+    def _issued(self) -> bool:
+        """Whether this attempt has issued a lease."""
+        return self._fence > self._attempt << 32
 
     @property
     def _phase(self) -> Phase:
@@ -348,40 +305,48 @@ class Ledger:
             return True
         if step != self._trained_step + 1:
             return False  # a rank is ahead of the one that reports `trained`
-        if self._phase == "ended" or (self._finished and not self._leased):
+        if self._phase == "ended" or (self._finished and not self._books.leased):
             return True
-        return len(self._buffered) >= self._admission.groups_per_step
+        return len(self._books.buffered) >= self._admission.groups_per_step
 
     def _seal(self, step: int) -> bool:
         """Fix the groups of `step`: the oldest first. False when there is no such step."""
-        self._drop_stale()
-        if self._phase not in ("running", "finishing") or not self._buffered:
+        books = self._books
+        if self._phase not in ("running", "finishing") or not books.buffered:
             return False
-        oldest = sorted(self._buffered.values(), key=lambda e: (e.held.version, e.lease.cursor))
+        oldest = sorted(books.buffered.values(), key=lambda e: (e.held.version, e.lease.cursor))
         chosen = oldest[: self._admission.groups_per_step]
         for entry in sorted(chosen, key=lambda e: e.lease.cursor):
-            self._sealed[entry.lease.group] = self._buffered.pop(entry.lease.group)
-        lags = [self._lag(entry.held, step) for entry in chosen]
+            books.sealed[entry.lease.group] = books.buffered.pop(entry.lease.group)
         self._sealed_step = step
-        self._outcomes.extend("kept" for _ in chosen)
-        self._step_facts = {name: float(np.mean(values)) for name, values in self._facts.items()}
-        self._step_facts |= {"lag_max": max(lags), "lag_mean": float(np.mean(lags)), "groups": len(chosen)}
-        self._facts.clear()
-        self._note("seal", step=step, groups=list(self._sealed))
+        self._watch.kept(len(chosen))
+        self._step_facts = self._summary_of([self._lag(entry.held, step) for entry in chosen])
+        self._note("seal", step=step, groups=list(books.sealed))
         if step == self._admission.max_steps:
-            for entries in (self._leased, self._buffered):
+            for entries in (books.leased, books.buffered):
                 for name in list(entries):
-                    self._drop(entries, name, "end_of_run")
+                    self._drop(entries, name, END_OF_RUN)
         self._drop_stale()
+        self._drained = self._phase == "ended" or (self._finished and not books.leased and not books.buffered)
         self._change()
         return True
 
+    def _summary_of(self, lags: list[int]) -> dict[str, float]:
+        """Means over what was delivered since the last step, ties included, and the lags of this one."""
+        facts = {name: float(np.mean(values)) for name, values in self._facts.items()}
+        self._facts.clear()
+        return {**facts, "groups": len(lags), "lag_max": max(lags), "lag_mean": float(np.mean(lags))}
+
     def _shard(self, rank: int, world: int) -> Shard:
-        groups = [entry.held for entry in self._sealed.values()]
+        groups = [entry.held for entry in self._books.sealed.values()]
         sizes = [sum(len(group.comparisons) for group in groups[r::world]) for r in range(world)]
-        last = self._phase == "ended" or (self._finished and not self._leased and not self._buffered)
-        mine = tuple(groups[rank::world])
-        return Shard(step=self._sealed_step, stop=False, groups=mine, largest=max(sizes), drained=last)
+        return Shard(
+            step=self._sealed_step,
+            stop=False,
+            groups=tuple(groups[rank::world]),
+            largest=max(sizes),
+            drained=self._drained,
+        )
 
     def _lag(self, group: Group, step: int) -> int:
         """Published versions between a group's weights and those that step `step` starts from."""
@@ -389,26 +354,17 @@ class Ledger:
 
     def _drop_stale(self) -> None:
         """Drop what would be over its lag at the next hand-out; its slot is free for a replacement."""
-        for name, entry in list(self._buffered.items()):
+        for name, entry in list(self._books.buffered.items()):
             lag = self._lag(entry.held, self._sealed_step + 1)
             if lag > self._admission.max_lag:
-                self._drop(self._buffered, name, "stale", f"{lag} versions behind")
+                self._drop(self._books.buffered, name, "stale", f"{lag} versions behind")
 
-    def _drop(self, entries: dict[str, _Entry], name: str, reason: str, detail: str = "") -> None:
+    def _drop(self, entries: dict[str, Entry], name: str, reason: str, detail: str = "") -> None:
         lease = entries.pop(name).lease
-        self._dropped[name] = (reason, lease.cursor)
+        self._books.dropped[name] = (reason, lease.cursor)
         self._note("drop", group=name, cursor=lease.cursor, reason=reason, detail=detail)
-        if reason == "end_of_run":
-            return
-        self._outcomes.append(reason)
-        share = self._outcomes.count(reason) / WINDOW
-        if share > self._max_drop_share:
-            hint = HINTS.get(reason, "see events.jsonl")
-            self._fail(
-                f"{self._outcomes.count(reason)} of the last {WINDOW} groups were dropped for {reason!r}, more than "
-                f"max_drop_share={self._max_drop_share:g} allows: {hint}"
-                + (f"; last: {detail}" if detail else "")
-            )
+        if reason != END_OF_RUN and (why := self._watch.dropped(reason, detail)) is not None:
+            self._fail(why)
 
     def _fail(self, why: str) -> None:
         self._failure = self._failure or why
@@ -421,15 +377,13 @@ class Ledger:
     def _fenced(self, attempt: int) -> None:
         if attempt != self._attempt:
             raise PermissionError(
-                f"refused: the caller belongs to attempt {attempt}, the ledger to {self._attempt}; restart the caller"
+                f"refused: the caller belongs to attempt {attempt}, the ledger to {self._attempt}"
             )
 
     def _change(self) -> None:
         """Wake everybody who waits. Also the place where a run without a single step is found out."""
-        nothing_left = self._finished and not (self._leased or self._buffered or self._sealed)
-        if nothing_left and not self._trained_step and not self._stopped and self._failure is None:
-            reasons = dict(Counter(reason for reason, _ in self._dropped.values()))
-            self._fail(f"the data ended and not one group could be trained; dropped: {reasons}")
+        if self._finished and not (self._books.live or self._trained_step or self._stopped or self._failure):
+            self._fail(f"the data ended before a single step; groups dropped: {self._books.drops()}")
         self._revision += 1
         self._wake.set()
         self._wake = asyncio.Event()
@@ -443,20 +397,3 @@ class Ledger:
             except TimeoutError:
                 return holds()
         return True
-
-    def check(self) -> None:
-        """Assert conservation, and that no group is in two places. For tests and for debugging."""
-        places: Sequence[Mapping[str, Any]] = (
-            self._leased, self._buffered, self._sealed, self._trained, self._dropped, self._released,
-        )  # fmt: skip
-        names = [name for place in places for name in place]
-        assert len(names) == len(set(names)), "a group is in two places"
-        assert len(names) == self._tally["issued"], (
-            f"issued {self._tally['issued']}, accounted for {len(names)}"
-        )
-
-
-def _owned(group: Group) -> Group:
-    """The group with its arrays copied: what came through shared memory dies with the process that owns it."""
-    media = {key: replace(item, payload=np.array(item.payload)) for key, item in group.media.items()}
-    return replace(group, media=media)

@@ -16,15 +16,13 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
+from pipelines.checkpoint import NotACheckpoint
 from pipelines.types import Media, MediaTable, Message, Prompt, array_digest
 
 
 class TooLong(ValueError):
     """A prompt and its answer exceed what the model can attend to; cutting would go through an image."""
 
-
-class NotACheckpoint(ValueError):
-    """A path that holds no usable Hugging Face checkpoint."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,8 +50,8 @@ class Processing:
         self.path = Path(model_path)
         if not (self.path / "config.json").is_file():
             raise NotACheckpoint(
-                f"model {str(self.path)!r}: expected a folder in Hugging Face layout with config.json, found none; "
-                "give the folder that `save_pretrained` wrote"
+                f"model {str(self.path)!r}: expected a folder in Hugging Face layout with config.json, "
+                "found none; give the folder that `save_pretrained` wrote"
             )
         self.config: Any = AutoConfig.from_pretrained(self.path, local_files_only=True)
         self.text_config: Any = self.config.get_text_config()
@@ -67,7 +65,9 @@ class Processing:
             )
         limit: int = self.text_config.max_position_embeddings
         self.max_length = min(max_length or limit, limit)
-        self.image_token: int | None = getattr(self.config, "image_token_id", None) if self.has_vision else None
+        self.image_token: int | None = (
+            getattr(self.config, "image_token_id", None) if self.has_vision else None
+        )
 
     def _load(self) -> Any:
         from transformers import AutoProcessor, AutoTokenizer
@@ -127,12 +127,13 @@ class Processing:
         )
 
     def check_text(self, text: str, where: str) -> None:
-        """Raises ValueError when a text holds the string of a special token, which would become that token."""
+        """Raises ValueError when a text holds the string of a special token."""
         for token in self.special:
             if token in text:
                 raise ValueError(
-                    f"{where}: the text contains {token!r}, a special token of the model; it would not be read as "
-                    "text. Remove it or write it differently (images are given as parts, never as placeholders)"
+                    f"{where}: the text contains {token!r}, a special token of the model; it would not be "
+                    "read as text. Remove it or write it differently (images are given as parts, never as "
+                    "placeholders)"
                 )
 
     def compact(self, prompt: Prompt) -> list[int]:
@@ -142,8 +143,8 @@ class Processing:
                 self.check_text(part.text, f"prompt {prompt.id!r}")
                 if part.kind not in ("text", "image"):
                     raise ValueError(
-                        f"prompt {prompt.id!r}: it holds {part.kind}; expected text and images, the kinds that "
-                        "this model is trained on here"
+                        f"prompt {prompt.id!r}: it holds {part.kind}; expected text and images, the kinds "
+                        "that this model is trained on here"
                     )
         if prompt.acts:
             acts = [act.name for act in prompt.acts]
@@ -170,8 +171,8 @@ class Processing:
         if prompt + answer > self.max_length:
             raise TooLong(
                 f"{where}: {prompt} prompt tokens (images included) and {answer} answer tokens exceed the "
-                f"limit of {self.max_length}; nothing is truncated. Use smaller images, a shorter prompt, or a "
-                "larger max_model_len"
+                f"limit of {self.max_length}; nothing is truncated. Use smaller images, a shorter prompt, "
+                "or a larger max_model_len"
             )
 
     # -- pictures -------------------------------------------------------------------------------------------
@@ -193,8 +194,9 @@ class Processing:
         features = self._processor.image_processor(images=list(pictures), return_tensors="pt")
         if "image_grid_thw" not in features:
             raise NotACheckpoint(
-                f"model {str(self.path)!r}: its image processor {type(self._processor.image_processor).__name__} "
-                "gives no image_grid_thw; expected one of the Qwen2-VL family"
+                f"model {str(self.path)!r}: its image processor "
+                f"{type(self._processor.image_processor).__name__} gives no image_grid_thw; expected one "
+                "of the Qwen2-VL family"
             )
         return features["pixel_values"], features["image_grid_thw"]
 
@@ -236,7 +238,9 @@ class Processing:
             merged = self._processor.image_processor.merge_size**2
             features = int(encoded.image_grid_thw.prod(dim=1).sum()) // merged
         if tokens != features:
-            raise ValueError(f"{where}: {tokens} image tokens but {features} image features; they must be equal")
+            raise ValueError(
+                f"{where}: {tokens} image tokens but {features} image features; they must be equal"
+            )
 
 
 def _conversational(message: Message) -> dict[str, Any]:

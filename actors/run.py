@@ -83,6 +83,7 @@ class Run:
         self.seconds: dict[str, float] = {}
         self.guards: list[asyncio.Task[Any]] = []
         self.seen = plan.step  # newest learner step in metrics.jsonl
+        self.noted = -1  # newest of the ledger's events in events.jsonl
         self.crew: Crew
         self.fleet: Fleet
 
@@ -259,6 +260,9 @@ class Run:
             await asyncio.sleep(0.25)
 
     async def _record_new_steps(self) -> None:
+        for event in await self.crew.ledger.events.remote(self.noted):
+            self.noted = event["number"]
+            self.events.append(event)
         for record in await self.crew.ledger.progress.remote(self.seen):
             if record["step"] > self.seen:
                 self.seen = record["step"]

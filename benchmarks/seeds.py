@@ -20,10 +20,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from benchmarks.media_margin import DAMAGES, media_margins
-from pipelines.evaluation import paired_mean
+from pipelines.evaluation import compare, paired_mean, read_records
 from pipelines.worlds.glyphs import BASE_MODEL
 
 FOLDER = Path("runs/seeds")
@@ -78,8 +76,8 @@ def controls(seeds: list[int], timeout_s: float) -> dict[str, Any]:
     random = [run("random_labels", seed, timeout_s)["heldout"]["change"]["chair_i"] for seed in seeds]
     differences = []
     for seed in seeds:
-        after = {v: captions(FOLDER / f"{v}-{seed}" / "evaluation/after.jsonl") for v in ("online_dpo", "random_labels")}
-        differences.append(chair_difference(after["random_labels"], after["online_dpo"]))
+        after = {v: captions(FOLDER / f"{v}-{seed}") for v in ("online_dpo", "random_labels")}
+        differences.append(compare(after["online_dpo"], after["random_labels"])["chair_i"])
     return {
         "ratio_real": [change["ratio"] for change in real],
         "ratio_random": [change["ratio"] for change in random],
@@ -88,22 +86,9 @@ def controls(seeds: list[int], timeout_s: float) -> dict[str, Any]:
     }
 
 
-def captions(path: Path) -> dict[str, tuple[float, float]]:
-    """id -> (wrong mentions, all mentions) of the caption records."""
-    records = (json.loads(line) for line in path.read_text().splitlines())
-    return {r["id"]: (r["wrong"], r["right"] + r["wrong"]) for r in records if r["kind"] == "caption"}
-
-
-def chair_difference(left: dict[str, Any], right: dict[str, Any], resamples: int = 2000) -> dict[str, float]:
-    """chair_i of left minus right on the same scenes, with a paired 95% bootstrap interval."""
-    ids = sorted(left)
-    table = np.array([[*left[i], *right[i]] for i in ids])
-    draws = np.random.default_rng(0).integers(len(ids), size=(resamples, len(ids)))
-    sums = table[draws].sum(axis=1)
-    spread = sums[:, 0] / sums[:, 1] - sums[:, 2] / sums[:, 3]
-    total = table.sum(axis=0)
-    low, high = np.quantile(spread, [0.025, 0.975])
-    return {"difference": total[0] / total[1] - total[2] / total[3], "low": float(low), "high": float(high)}
+def captions(run_dir: Path) -> list[dict[str, Any]]:
+    records = read_records(run_dir / "evaluation" / "after.jsonl")
+    return [record for record in records if record["kind"] == "caption"]
 
 
 def margins(seeds: list[int], timeout_s: float) -> dict[str, Any]:
@@ -118,8 +103,8 @@ def margins(seeds: list[int], timeout_s: float) -> dict[str, Any]:
         for damage in DAMAGES:
             row = {v: float((found[v][damage] - base[damage]).mean()) for v in found}
             for variant in ("mdpo", "mfpo"):
-                interval = paired_mean(found["online_dpo"][damage], found[variant][damage])
-                row[f"{variant} - online_dpo"] = interval._asdict()
+                first, second = (dict(enumerate(found[v][damage])) for v in ("online_dpo", variant))
+                row[f"{variant} - online_dpo"] = paired_mean(first, second)
             result[damage][seed] = row
     return result
 

@@ -89,10 +89,10 @@ class Edges:
             if not missing:
                 present[name] = pair
             elif name not in self.optional:
+                made = f"the responses {sorted(draft.chosen)} and the prompts {sorted(draft.prompts)}"
                 raise ValueError(
-                    f"group {group}: the edge {name!r} needs the cell {missing[0]!r}, but "
-                    f"the program made the responses {sorted(draft.chosen)} and the prompts {sorted(draft.prompts)}; "
-                    "add the step that makes it, or list the edge in `optional`"
+                    f"group {group}: the edge {name!r} needs the cell {missing[0]!r}, but the program made "
+                    f"only {made}; add the step that makes it, or list the edge in `optional`"
                 )
         return present
 

@@ -22,6 +22,7 @@ the driver never touches media; in one process it holds the row.
 from __future__ import annotations
 
 import asyncio
+import re
 import time
 from collections import Counter, deque
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
@@ -49,6 +50,16 @@ class RoleFailed(RuntimeError):
 
     def __str__(self) -> str:
         return f"{self.role}: {self.reason}: {self.detail}"
+
+    @classmethod
+    def of(cls, error: BaseException, role: str) -> RoleFailed:
+        """Name an exception. A ValueError is about the input, so the same work is not tried again."""
+        if isinstance(error, RoleFailed):
+            return error
+        kind = "Timeout" if isinstance(error, TimeoutError) else type(error).__name__
+        name = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", kind).lower()
+        detail = f"{type(error).__name__}: {error}"
+        return cls(name, role, detail, retry=not isinstance(error, ValueError))
 
     def fault(self, group: str) -> Fault:
         return Fault(group=group, reason=self.reason, role=self.role, detail=self.detail, retry=self.retry)
@@ -103,14 +114,11 @@ class LocalProducer:
     async def produce(self, lease: Lease, parcel: Parcel) -> Receipt | Fault:
         try:
             return await asyncio.wait_for(self.work(lease, parcel), self.timeout_s)
-        except RoleFailed as error:
-            return error.fault(lease.group)
         except TimeoutError:
             detail = f"no receipt within {self.timeout_s:g} s"
             return RoleFailed("timeout", "scorer", detail).fault(lease.group)
         except Exception as error:
-            detail = f"{type(error).__name__}: {error}"
-            return RoleFailed("unexpected_error", "scorer", detail).fault(lease.group)
+            return RoleFailed.of(error, "scorer").fault(lease.group)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -260,11 +268,7 @@ class _Drive:
             settled = True
             lease, item = self.work.pop(task)
             error = task.exception()
-            if error is not None:
-                failure = RoleFailed("unexpected_error", "producer", f"{type(error).__name__}: {error}")
-                outcome: Receipt | Fault = failure.fault(lease.group)
-            else:
-                outcome = task.result()
+            outcome = task.result() if error is None else RoleFailed.of(error, "producer").fault(lease.group)
             if isinstance(outcome, Fault):
                 if outcome.role == "generator":
                     self.resting[lease.generator] = time.monotonic() + self.limits.rest_s

@@ -1,3 +1,5 @@
+# pyright: basic
+# PyYAML ships no types.
 """YAML for people: plain values with the line of every key, and errors that say where.
 
 Only what settings need: mappings, lists and scalars as YAML 1.2 reads them, so that `5e-7` is a number and
@@ -32,7 +34,9 @@ class _Loader(yaml.SafeLoader):
     yaml_implicit_resolvers: dict[str, list[tuple[str, re.Pattern[str]]]] = {}  # noqa: RUF012 (PyYAML's own attribute)
 
 
-_Loader.add_implicit_resolver("tag:yaml.org,2002:null", re.compile(r"^(?:~|null|Null|NULL|)$"), ["~", "n", "N", ""])
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:null", re.compile(r"^(?:~|null|Null|NULL|)$"), ["~", "n", "N", ""]
+)
 _Loader.add_implicit_resolver(
     "tag:yaml.org,2002:bool", re.compile(r"^(?:true|True|TRUE|false|False|FALSE)$"), list("tTfF")
 )
@@ -51,6 +55,14 @@ class _Dumper(yaml.SafeDumper):
     """Quotes whatever `_Loader` would not read back as the same text."""
 
     yaml_implicit_resolvers = _Loader.yaml_implicit_resolvers
+
+
+def _represent_text(dumper: _Dumper, text: str) -> yaml.ScalarNode:
+    style = None if text.isprintable() else '"'  # only this style can escape what YAML cannot hold as it is
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=style)
+
+
+_Dumper.add_representer(str, _represent_text)
 
 
 def dump(value: Any) -> str:
@@ -111,7 +123,7 @@ def _mapping(node: yaml.MappingNode, path: Path, lines: dict[Path, int], where: 
         inner = (*path, key)
         if key in mapping:
             raise YamlError(
-                f"{where}:{line}: the key {'.'.join(inner)!r} is given twice, first on line {lines[inner]}; keep one"
+                f"{where}:{line}: {'.'.join(inner)!r} is given twice, first on line {lines[inner]}; keep one"
             )
         lines[inner] = line
         mapping[key] = _value(value_node, inner, lines, where)

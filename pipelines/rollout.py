@@ -134,6 +134,15 @@ class Choose(Step):
         return replace(draft, chosen={"w": best, "l": worst})
 
 
+def best_and_worst(samples: int, min_gap: float = 0.0) -> Pipe:
+    """The usual start of a program. Raises ValueError for fewer than 2 samples: they could never differ."""
+    if samples < 2:
+        raise ValueError(
+            f"samples: expected at least 2, since the best is compared with the worst, got {samples}"
+        )
+    return Sample(samples) >> Choose(min_gap)
+
+
 @dataclass(frozen=True)
 class Damage(Step):
     """Adds a prompt with damaged media under a name.

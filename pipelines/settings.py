@@ -15,7 +15,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from pipelines import marked_yaml
 from pipelines.settings_errors import SettingsError, explain
 
-SCORER_CPUS: Final = 0.1  # a scorer waits for rewards and a perturber paints small pictures; both share a core
+SCORER_CPUS: Final = (
+    0.1  # a scorer waits for rewards and a perturber paints small pictures; both share a core
+)
 PERTURBER_CPUS: Final = 0.1
 DATA_CPUS: Final = 1.0  # Ray Data starves silently when actors hold every CPU
 
@@ -34,7 +36,9 @@ class DataSettings(Section):
     """Where prompts come from: the embedded world, or a JSONL or Parquet file."""
 
     source: str = Field(default="glyphs", min_length=1)  # "glyphs", or the path of a .jsonl or .parquet file
-    count: Positive | None = None  # glyphs: scenes (default: enough for the run); a file: at most this many rows
+    count: Positive | None = (
+        None  # glyphs: scenes (default: enough for the run); a file: at most this many rows
+    )
     questions: Share = 0.2  # glyphs: share of the rows that ask a yes/no question instead of a caption
     max_bad_rows: Annotated[int, Field(ge=0)] = 0  # more than this many unusable rows end the run
 
@@ -100,7 +104,9 @@ class LearnerSettings(Section):
 
 class SyncSettings(Section):
     every: Positive = 1  # learner steps between two published weight versions
-    max_lag: Annotated[int, Field(ge=0)] = 1  # published versions a comparison may be behind; 0: strictly on-policy
+    max_lag: Annotated[int, Field(ge=0)] = (
+        1  # published versions a comparison may be behind; 0: strictly on-policy
+    )
     on_failure: Literal["stop"] = "stop"  # what a version that cannot be proved does to the run
 
 
@@ -120,7 +126,9 @@ class Settings(Section):
     """A run. See docs/settings.md for every key."""
 
     name: str = Field(default="glyphs", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")  # names the run's folder
-    recipe: str = Field(default="online_dpo", min_length=1)  # of `plumbline recipes`, or package.module:function
+    recipe: str = Field(
+        default="online_dpo", min_length=1
+    )  # of `plumbline recipes`, or package.module:function
     method: dict[str, Any] = {}  # parameters of the recipe
     model: str = Field(default="glyphs", min_length=1)  # "glyphs", or a checkpoint in Hugging Face layout
     reward: str = "world"  # "world", "random" (control), package.module:function or path/to/file.py:function
@@ -183,13 +191,13 @@ def _disagreements(run: Settings) -> Iterator[str]:
         )
     if run.learner.workers > run.learner.groups_per_step:
         yield (
-            f"learner.workers: {run.learner.workers} workers share {run.learner.groups_per_step} groups of a step; "
-            "raise learner.groups_per_step or lower learner.workers"
+            f"learner.workers: {run.learner.workers} workers share {run.learner.groups_per_step} groups of a "
+            "step; raise learner.groups_per_step or lower learner.workers"
         )
     if run.sync.every > run.learner.steps:
         yield (
-            f"sync.every: {run.sync.every} exceeds learner.steps = {run.learner.steps}, so the generators would "
-            "never see new weights"
+            f"sync.every: {run.sync.every} exceeds learner.steps = {run.learner.steps}, so generators "
+            "would never see new weights"
         )
     if run.rollout.max_tokens >= run.rollout.engine.max_model_len:
         yield (
@@ -211,6 +219,13 @@ def demands(run: Settings) -> dict[str, float]:
     return {"CPU": round(cpus, 3), "GPU": rollout.generators * engine.gpus + learner.workers * learner.gpus}
 
 
+def model_path(run: Settings) -> Path:
+    """The folder of the model that a run starts from."""
+    from pipelines.worlds.glyphs import BASE_MODEL  # here, since it pulls in the world
+
+    return BASE_MODEL if run.model == "glyphs" else Path(run.model)
+
+
 def to_yaml(run: Settings) -> str:
     """Every setting, defaults included, as YAML that `load` reads back as an equal value."""
     return marked_yaml.dump(run.model_dump(mode="json"))
@@ -220,8 +235,8 @@ def load(path: Path | None = None, overrides: Sequence[str] = ()) -> Settings:
     """The settings of a YAML file (None: the defaults), with dotted overrides such as "learner.lr=5e-7".
 
     An override's value is a YAML scalar, list or mapping on one line; a mapping replaces the whole section.
-    `data=FILE` is short for `data.source=FILE`, in the file as well. A relative path in the file (data.source,
-    model, the file of a reward) is taken from beside the file if it exists there, else from the current
+    `data=FILE` is short for `data.source=FILE`, in the file as well. A relative path in the file (of data,
+    model, or a reward's file) is taken from beside the file if it exists there, else from the current
     directory; one in an override from the current directory. Raises SettingsError with every problem found.
     """
     value, lines = _read(path) if path is not None else ({}, {})
@@ -252,11 +267,11 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[tuple[str, ...], int]]:
         document = marked_yaml.parse(text, str(path))
     except marked_yaml.YamlError as error:
         raise SettingsError(str(error)) from None
-    value = {} if document.value is None else document.value
+    value: Any = {} if document.value is None else document.value
     if not isinstance(value, dict):
         raise SettingsError(f"{path}: expected keys and values such as 'model: PATH', got a {_name(value)}")
     _expand(cast("dict[str, Any]", value))
-    return value, document.lines
+    return cast("dict[str, Any]", value), document.lines
 
 
 def _expand(value: dict[str, Any]) -> None:

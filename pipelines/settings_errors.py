@@ -63,8 +63,7 @@ def nearest(key: str, known: list[str]) -> str | None:
         found = difflib.get_close_matches(leaf, list(by_leaf), n=1, cutoff=0.65)
         if found:
             return by_leaf[found[0]]
-    found = difflib.get_close_matches(key, known, n=1, cutoff=0.75)  # the section is misspelt as well
-    return found[0] if found else None
+    return None
 
 
 def explain(
@@ -89,8 +88,12 @@ def _line(problem: dict[str, Any], known: list[str], origins: Mapping[Key, str],
     message = str(problem["msg"])
     if problem["type"] == "value_error":  # our own checks name their keys
         texts = message.removeprefix("Value error, ").split("\n")
-        return "\n".join(f"{_origin(tuple(t.partition(':')[0].split('.')), origins, default)}: {t}" for t in texts)
-    expected = message.replace("Input should be", "expected").replace("String should", "expected text that should")
+        return "\n".join(
+            f"{_origin(tuple(t.partition(':')[0].split('.')), origins, default)}: {t}" for t in texts
+        )
+    expected = message.replace("Input should be", "expected").replace(
+        "String should", "expected text that should"
+    )
     if problem["type"] in ("too_long", "too_short"):
         context = problem["ctx"]
         expected = f"expected {context.get('max_length') or context.get('min_length')} values"

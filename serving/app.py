@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import io
+import logging
 import os
 import signal
 import socket
@@ -20,6 +22,7 @@ import ray
 from PIL import Image
 from ray import serve as ray_serve
 
+from actors.placement import PROCESS_ENVIRONMENT
 from serving.checkpoint import NotServable, Servable, find_servable
 
 __all__ = ["NotServable", "ServeError", "Server", "find_servable", "serve"]
@@ -27,19 +30,16 @@ __all__ = ["NotServable", "ServeError", "Server", "find_servable", "serve"]
 APPLICATION = "plumbline"
 IMAGES_PER_PROMPT = 4
 START_TIMEOUT_S = 900.0
-STOP_TIMEOUT_S = 30.0
+STOP_TIMEOUT_S = 5.0  # for processes to end by themselves once Ray has ended
 
-#: The target is always a local directory, so the hub is never asked. `nobind` because vLLM's automatic core
-#: binding kills a worker where other processes share the cores.
+#: What the user's environment sets is kept. `nobind` because vLLM's automatic core binding kills a worker where other processes share the cores.
 ENGINE_ENVIRONMENT = {
-    "HF_HUB_OFFLINE": "1",
-    "VLLM_NO_USAGE_STATS": "1",
-    "VLLM_LOGGING_LEVEL": "WARNING",
+    **PROCESS_ENVIRONMENT,
     "VLLM_CPU_KVCACHE_SPACE": "1",
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",
 }
 
-#: No such host exists: images come inside the request as data URLs, and the server fetches nothing for a client.
+#: No such host exists: images come inside the request as data URLs; the server fetches nothing for a client.
 NO_REMOTE_MEDIA = ["data-urls-only.invalid"]
 
 
@@ -89,7 +89,7 @@ def serve(
     if address is None:
         _check_port(host, port)
     try:
-        with _signals_stop(), running(servable, host=host, port=port, gpus=gpus, address=address) as server:
+        with running(servable, host=host, port=port, gpus=gpus, address=address) as server:
             _announce(server)
             while True:
                 signal.pause()
@@ -104,7 +104,7 @@ def running(
 ) -> Iterator[Server]:
     """An endpoint that answers inside the block and is gone after it, with every process it started."""
     print(f"starting {servable.name} from {servable.path}", flush=True)
-    with _connected(address, gpus):
+    with _connected(address, gpus), _signals_stop():
         try:
             ray_serve.start(
                 proxy_location="HeadOnly",
@@ -125,8 +125,9 @@ def running(
 
 
 def engine_config(servable: Servable, gpus: int) -> dict[str, Any]:
-    """The fields of `ray.serve.llm.LLMConfig` for this checkpoint. A GPU is asked for only where `gpus` > 0."""
-    kwargs: dict[str, Any] = {"allowed_media_domains": NO_REMOTE_MEDIA}
+    """The fields of `ray.serve.llm.LLMConfig` for this checkpoint; without `gpus` no GPU is asked for."""
+    # -1: the longest context that fits into the memory for the KV cache, at most the model's own.
+    kwargs: dict[str, Any] = {"allowed_media_domains": NO_REMOTE_MEDIA, "max_model_len": -1}
     if servable.sees:
         kwargs["limit_mm_per_prompt"] = {"image": IMAGES_PER_PROMPT, "video": 0}
     if gpus:
@@ -140,13 +141,19 @@ def engine_config(servable: Servable, gpus: int) -> dict[str, Any]:
         "accelerator_config": {"kind": "gpu" if gpus else "cpu"},
         "placement_group_config": {"bundles": [bundle] * max(gpus, 1)},
         "deployment_config": {"num_replicas": 1},
-        "runtime_env": {"env_vars": ENGINE_ENVIRONMENT},
+        "runtime_env": {"env_vars": _environment()},
     }
 
 
+def _environment() -> dict[str, str]:
+    return {key: os.environ.get(key, value) for key, value in ENGINE_ENVIRONMENT.items()}
+
+
 def _application(servable: Servable, gpus: int) -> Any:
-    os.environ.update({key: os.environ.get(key, value) for key, value in ENGINE_ENVIRONMENT.items()})
-    from ray.serve.llm import LLMConfig, build_openai_app
+    from ray.serve.llm import LLMConfig, build_openai_app  # loads vLLM
+
+    for name in ("ray.serve", "vllm"):  # their configuration dumps would bury the address
+        logging.getLogger(name).setLevel(logging.WARNING)
 
     # One ingress replica without a CPU of its own: it only passes requests on, and two are the default.
     ingress = {"num_replicas": 1, "ray_actor_options": {"num_cpus": 0}}
@@ -159,11 +166,13 @@ def _application(servable: Servable, gpus: int) -> Any:
 def _connected(address: str | None, gpus: int) -> Iterator[None]:
     """A driver's connection to the given cluster, or a local Ray that ends with the block."""
     before = _descendants()
+    os.environ.update(_environment())
+    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     if address is None:
-        # Logical CPUs only say how many actors fit; controller, proxy, ingress and engine share the real ones.
-        ray.init(address="local", num_cpus=max(4, gpus + 2), include_dashboard=False, log_to_driver=False)
+        # Logical CPUs only say how many actors fit; all of them share the real ones.
+        ray.init(address="local", num_cpus=max(4, gpus + 2), include_dashboard=False, **quiet)
     else:
-        ray.init(address=address, log_to_driver=False)
+        ray.init(address=address, **quiet)
     try:
         if address is not None:
             _check_serve_is_free(address)
@@ -175,11 +184,12 @@ def _connected(address: str | None, gpus: int) -> Iterator[None]:
 
 
 def _check_serve_is_free(address: str) -> None:
-    applications = ray_serve.status().applications
-    if applications:
+    status = ray_serve.status()
+    if status.applications or status.proxies:
+        what = ", ".join(status.applications) or "no application yet"
         raise ServeError(
-            f"Ray cluster {address} already serves {', '.join(applications)}; one cluster has one HTTP address. "
-            "End that (`serve shutdown`), or use another cluster"
+            f"Ray cluster {address}: Ray Serve runs there already ({what}), and a cluster has one HTTP address. "
+            "End it (`serve shutdown`) or use another cluster"
         )
 
 
@@ -191,7 +201,9 @@ def _check_port(host: str, port: int) -> None:
         try:
             probe.bind((host, port))
         except (OSError, OverflowError) as error:
-            raise ServeError(f"cannot listen on {host}:{port}: {error}. Choose another with --port") from error
+            raise ServeError(
+                f"cannot listen on {host}:{port}: {error}. Choose another with --port"
+            ) from error
 
 
 def _wait_until_running() -> None:
@@ -205,23 +217,23 @@ def _wait_until_running() -> None:
             raise ServeError("the engine did not start: " + "\n".join([status.message, *causes]))
         time.sleep(0.5)
     raise ServeError(
-        f"the endpoint was not up within {START_TIMEOUT_S:.0f} s; the cluster may lack the CPUs or GPUs it asks for"
+        f"the endpoint was not up within {START_TIMEOUT_S:.0f} s; are there the CPUs and GPUs it asks for?"
     )
 
 
 @contextmanager
 def _signals_stop() -> Iterator[None]:
-    """Turn the first SIGINT or SIGTERM into an orderly end; from then on the default action applies."""
+    """Turn the first SIGINT or SIGTERM into an orderly end; from then on the default action applies.
+
+    To be entered after `ray.init`, which puts a handler of its own in place of any earlier one.
+    """
 
     def stop(number: int, frame: FrameType | None) -> None:
         for each in (signal.SIGINT, signal.SIGTERM):
             signal.signal(each, signal.SIG_DFL)
         raise _Stopped(number)
 
-    def install() -> dict[int, Any]:
-        return {each: signal.signal(each, stop) for each in (signal.SIGINT, signal.SIGTERM)}
-
-    previous = install()
+    previous = {each: signal.signal(each, stop) for each in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield
     finally:
@@ -234,11 +246,12 @@ def _descendants() -> set[psutil.Process]:
 
 
 def _end(processes: set[psutil.Process]) -> None:
-    """Wait until these are gone; what is left (an engine whose replica was killed) is ended."""
-    _, alive = psutil.wait_procs(processes, timeout=STOP_TIMEOUT_S / 2)
+    """Wait until these are gone; what Ray left behind (a worker's own helper processes) is ended."""
+    _, alive = psutil.wait_procs(processes, timeout=STOP_TIMEOUT_S)
     for process in alive:
-        process.kill()
-    psutil.wait_procs(alive, timeout=STOP_TIMEOUT_S / 2)
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()
+    psutil.wait_procs(alive, timeout=STOP_TIMEOUT_S)
 
 
 def _announce(server: Server) -> None:

@@ -90,8 +90,8 @@ def admit(inventory: Inventory, max_bad_rows: int, listing: Path | None = None) 
         more = f"\n  ... and {len(bad) - 5} more" if len(bad) > 5 else ""
         listed = f"; all are listed in {listing}" if listing is not None else ""
         raise DataError(
-            f"{len(bad)} bad row{'s' if len(bad) != 1 else ''}, but data.max_bad_rows is {max_bad_rows}{listed}:\n"
-            f"{shown}{more}"
+            f"{len(bad)} bad row{'' if len(bad) == 1 else 's'}, but data.max_bad_rows is {max_bad_rows}"
+            f"{listed}:\n{shown}{more}"
         )
     if not inventory.usable:
         raise DataError("0 usable rows: the data is empty; give a file with at least one row")

@@ -65,7 +65,7 @@ def _turn(message: Any, which: str, where: str) -> Turn:
     if isinstance(content, str):
         return Turn(role=role, parts=(("text", content),))
     if not isinstance(content, list) or not content:
-        got = "nothing" if content is None else "an empty list" if content == [] else type(content).__name__
+        got = "nothing" if content is None else repr(content)[:80]  # pyright: ignore[reportUnknownArgumentType]
         raise BadRow(where, f"the content of {which}", got, "text or a list of parts")
     parts = tuple(_part(part, role, which, where) for part in cast("list[Any]", content))
     return Turn(role=role, parts=parts)
@@ -78,11 +78,13 @@ def _part(part: Any, role: str, which: str, where: str) -> Part:
     fields = _given(cast("Mapping[str, Any]", part))
     match fields:
         case {"type": "text", "text": str(text)} if len(fields) == 2:
-            return "text", text
+            return ("text", text)
         case {"type": "image"} if len(fields) == 1 and role == "user":
-            return "image", ""
+            return ("image", "")
         case {"type": "image"} if len(fields) == 1:
-            raise BadRow(where, f"a part of {which}", f"an image said by {role!r}", "images only from the user")
+            raise BadRow(
+                where, f"a part of {which}", f"an image said by {role!r}", "images only from the user"
+            )
         case {"type": "image"} | {"type": "image_url"}:
             fix = 'List pictures in the column `images` and write {"type": "image"} where each belongs'
             raise BadRow(where, f"a part of {which}", "an image inside the part", '{"type": "image"}', fix)
@@ -123,6 +125,7 @@ def check_unicode(text: str, what: str, where: str) -> None:
 
 def _with_images_in_front(turns: list[Turn], images: int) -> list[Turn]:
     first = next(index for index, turn in enumerate(turns) if turn.role == "user")
-    pictures: tuple[Part, ...] = (("image", ""),) * images
+    picture: Part = ("image", "")
+    pictures = (picture,) * images
     turn = Turn(role="user", parts=pictures + turns[first].parts)
     return [*turns[:first], turn, *turns[first + 1 :]]

@@ -5,16 +5,19 @@ Every row is checked the same way in the inventory, before anything starts, and 
 
 from __future__ import annotations
 
+import importlib
 import json
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, Literal, cast
+from typing import Any, Final, Literal, TypeVar, cast
 
 from pipelines.data import images
 from pipelines.data.base import BadRow, DataError, Inventory, Row
-from pipelines.data.conversations import check_unicode, read_prompt
+from pipelines.data.conversations import Turn, check_unicode, read_prompt
 from pipelines.types import Media, Message, Part, Prompt
+
+T = TypeVar("T")
 
 MAX_LINE: Final = 16 * 2**20  # bytes; a longer line is a file without line breaks
 _BATCH: Final = 64  # Parquet rows held at once
@@ -46,7 +49,9 @@ class FileSource:
                 row = self.row(raw, position)
                 self._look_at_images(row)
                 if row["id"] in seen:
-                    raise BadRow(row["where"], "`id`", f"{row['id']!r} again", f"one not used at {seen[row['id']]}")
+                    raise BadRow(
+                        row["where"], "`id`", f"{row['id']!r} again", f"one not used at {seen[row['id']]}"
+                    )
             except BadRow as error:
                 bad.append(error)
                 continue
@@ -60,7 +65,11 @@ class FileSource:
 
     def row(self, raw: Any, position: int) -> Row:
         """A checked row: id, where, turns, images (locations or bytes) and gold (the free columns)."""
-        where = f"{self.path.name}:{position + 1}" if self.kind == "jsonl" else f"{self.path.name} row {position}"
+        where = (
+            f"{self.path.name}:{position + 1}"
+            if self.kind == "jsonl"
+            else f"{self.path.name} row {position + 1}"
+        )
         fields = parse_line(raw, where, first=position == 0) if self.kind == "jsonl" else dict(raw)
         pictures = _image_list(fields, where)
         if len(pictures) > self.max_images:
@@ -78,25 +87,14 @@ class FileSource:
         }
 
     def prompt(self, row: Row) -> tuple[Prompt, dict[str, Media]]:
-        pictures = [self._image(row, number, images.load) for number in range(len(row["images"]))]
-        order = iter(pictures)
-        messages = tuple(
-            Message(
-                role=turn.role,
-                parts=tuple(
-                    Part(kind="image", digest=next(order).digest) if kind == "image" else Part(kind="text", text=text)
-                    for kind, text in turn.parts
-                ),
-            )
-            for turn in row["turns"]
-        )
-        return Prompt(id=row["id"], messages=messages, gold=row["gold"]), {m.digest: m for m in pictures}
+        pictures = tuple(self._image(row, number, images.load) for number in range(len(row["images"])))
+        return as_prompt(row["id"], row["turns"], pictures, row["gold"])
 
     def _look_at_images(self, row: Row) -> None:
         for number in range(len(row["images"])):
             self._image(row, number, images.check)
 
-    def _image[T](self, row: Row, number: int, use: Callable[[Path | bytes], T]) -> T:
+    def _image(self, row: Row, number: int, use: Callable[[Path | bytes], T]) -> T:
         given: str | bytes = row["images"][number]
         named = f"image {number + 1}" + (f" ({given})" if isinstance(given, str) else "")
         try:
@@ -108,6 +106,23 @@ class FileSource:
         return _lines(self.path) if self.kind == "jsonl" else _records(self.path)
 
 
+def as_prompt(
+    name: str, turns: Sequence[Turn], pictures: Sequence[Media], gold: Mapping[str, Any]
+) -> tuple[Prompt, dict[str, Media]]:
+    """A prompt and its media from checked turns; the pictures fill the image parts in order."""
+    order = iter(pictures)
+
+    def part(kind: str, text: str) -> Part:
+        return (
+            Part(kind="image", digest=next(order).digest) if kind == "image" else Part(kind="text", text=text)
+        )
+
+    messages = tuple(
+        Message(role=turn.role, parts=tuple(part(kind, text) for kind, text in turn.parts)) for turn in turns
+    )
+    return Prompt(id=name, messages=messages, gold=gold), {media.digest: media for media in pictures}
+
+
 def open_file(path: Path, **options: Any) -> FileSource:
     """A source for a .jsonl or .parquet file. Raises DataError for anything else."""
     if path.is_dir():
@@ -117,7 +132,9 @@ def open_file(path: Path, **options: Any) -> FileSource:
     kinds: dict[str, Literal["jsonl", "parquet"]] = {".jsonl": "jsonl", ".parquet": "parquet"}
     kind = kinds.get(path.suffix.lower())
     if kind is None:
-        raise DataError(f"data.source: {path}: expected a name that ends in .jsonl or .parquet, got {path.suffix!r}")
+        raise DataError(
+            f"data.source: {path}: expected a name that ends in .jsonl or .parquet, got {path.suffix!r}"
+        )
     return FileSource(path=path, kind=kind, **options)
 
 
@@ -128,23 +145,24 @@ def parse_line(line: str | bytes, where: str, *, first: bool = False) -> dict[st
     if first:
         line = line.removeprefix("\ufeff")
     if "\0" in line:
-        raise BadRow(where, "the line", "a NUL character", "JSON text in UTF-8", "Is the file UTF-16 or binary?")
+        raise BadRow(
+            where, "the line", "a NUL character", "JSON text in UTF-8", "Is the file UTF-16 or binary?"
+        )
 
     def pairs(items: list[tuple[str, Any]]) -> dict[str, Any]:
         found: dict[str, Any] = {}
         for key, value in items:
             if key in found:
                 raise BadRow(where, "the line", f"the key {key!r} twice", "every key once")
-            check_unicode(key, "a key", where)
-            if isinstance(value, str):
-                check_unicode(value, f"`{key}`", where)
             found[key] = value
         return found
 
     def number(text: str) -> float:
         value = float(text)
         if value in (float("inf"), float("-inf")) or value != value:
-            raise BadRow(where, "the line", f"the number {text}", "finite numbers", "Write null where none is known")
+            raise BadRow(
+                where, "the line", f"the number {text}", "finite numbers", "Write null where none is known"
+            )
         return value
 
     try:
@@ -152,11 +170,17 @@ def parse_line(line: str | bytes, where: str, *, first: bool = False) -> dict[st
     except BadRow:
         raise
     except json.JSONDecodeError as error:
-        raise BadRow(where, "the line", f"broken JSON ({error.msg}, column {error.colno})", "one JSON object") from None
+        raise BadRow(
+            where, "the line", f"broken JSON ({error.msg}, column {error.colno})", "one JSON object"
+        ) from None
     except (ValueError, RecursionError) as error:
-        raise BadRow(where, "the line", f"JSON that cannot be read ({error})"[:120], "one JSON object") from None
+        raise BadRow(
+            where, "the line", f"JSON that cannot be read ({error})"[:120], "one JSON object"
+        ) from None
     if not isinstance(value, dict):
         raise BadRow(where, "the line", f"a JSON {type(value).__name__}", "a JSON object")
+    if "\\u" in line:  # only an escape can bring in a lone surrogate
+        check_unicode(json.dumps(value, ensure_ascii=False), "the line", where)
     return cast("dict[str, Any]", value)
 
 
@@ -173,27 +197,34 @@ def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
     with path.open("rb") as file:
         head = file.read(4)
         if head[:2] in (b"\xff\xfe", b"\xfe\xff"):
-            raise DataError(f"{path}: expected UTF-8 text, got UTF-16; convert it, e.g. iconv -f UTF-16 -t UTF-8")
+            raise DataError(
+                f"{path}: expected UTF-8 text, got UTF-16; convert it, e.g. iconv -f UTF-16 -t UTF-8"
+            )
         file.seek(0)
         position = 0
         while line := file.readline(MAX_LINE + 1):
             if len(line) > MAX_LINE:
-                raise DataError(f"{path}:{position + 1}: a line longer than {MAX_LINE // 2**20} MiB; one row per line")
+                raise DataError(
+                    f"{path}:{position + 1}: a line longer than {MAX_LINE // 2**20} MiB; one row per line"
+                )
             if line.strip():
                 yield position, line.rstrip(b"\r\n")
             position += 1
 
 
 def _records(path: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
+    pa: Any = importlib.import_module("pyarrow")  # it ships no types
+    pq: Any = importlib.import_module("pyarrow.parquet")
     try:
-        file: Any = pq.ParquetFile(path)  # pyright: ignore[reportUnknownMemberType]
+        file: Any = pq.ParquetFile(path)
         schema: Any = file.schema_arrow
         for column in schema:
-            if isinstance(column.type, pa.BaseExtensionType) or b"ARROW:extension:name" in (column.metadata or {}):
-                raise DataError(f"{path}: column {column.name!r} has the extension type {column.type}; use plain types")
+            if isinstance(column.type, pa.BaseExtensionType) or b"ARROW:extension:name" in (
+                column.metadata or {}
+            ):
+                raise DataError(
+                    f"{path}: column {column.name!r} has the extension type {column.type}; use plain types"
+                )
         position = 0
         for batch in file.iter_batches(batch_size=_BATCH):
             for record in batch.to_pylist():

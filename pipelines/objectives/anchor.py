@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -46,8 +47,10 @@ class Anchor(Term):
     def _distinct(self, table: EdgeTable) -> tuple[Tensor, Tensor, Tensor]:
         """Cells [C], their comparisons [C] and weights [C]; a cell belongs to exactly one comparison."""
         side = table.winner if self.on.endswith(".winner") else table.loser
-        found: tuple[Tensor, Tensor] = torch.unique(side, return_inverse=True)  # pyright: ignore
-        cells, inverse = found
+        cells, inverse = cast(
+            tuple[Tensor, Tensor],
+            torch.unique(side, return_inverse=True),  # pyright: ignore[reportUnknownMemberType]
+        )
         owner = table.owner.new_zeros(len(cells)).scatter(0, inverse, table.owner)
         weight = table.weight.new_zeros(len(cells)).scatter_reduce(0, inverse, table.weight, "amax")
         return cells, owner, weight

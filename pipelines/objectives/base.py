@@ -57,11 +57,6 @@ class Term:
         return self.on.split(".")[0]
 
     @property
-    def name(self) -> str:
-        """For logs: "pair/text", "anchor/text.winner"."""
-        return f"{type(self).__name__.lower()}/{self.on}"
-
-    @property
     def views(self) -> tuple[str, ...]:
         return ("policy", "reference")
 

@@ -64,15 +64,24 @@ def detect(path: str, media: Media, keywords: Sequence[str], threshold: float) -
 
     processor, model, device = _load_once("detector", path, _load_detector)
     labels = [f"a {word}" for word in keywords]
-    inputs = processor(images=_picture(media), text=[labels], return_tensors="pt").to(device)
+    inputs = processor(images=_picture(media), text=[labels], truncation=True, return_tensors="pt").to(device)
     with torch.inference_mode():
         outputs = model(**inputs)
     size = tuple(media.payload.shape[:2])
     (found,) = processor.post_process_grounded_object_detection(
         outputs, threshold=threshold, target_sizes=[size], text_labels=[labels]
     )
+    if len(found["boxes"]) == 0:  # labels of nothing are not always an empty list
+        return []
     rows = zip(found["boxes"].tolist(), found["scores"].tolist(), found["text_labels"], strict=True)
-    return sorted(((tuple(box), score, str(label)) for box, score, label in rows), key=lambda row: -row[1])
+    # Rounded here, so that the boxes on record are exactly those that were damaged.
+    detections = [(_rounded(box), round(score, 4), str(label)) for box, score, label in rows]
+    return sorted(detections, key=lambda row: -row[1])
+
+
+def _rounded(box: Sequence[float]) -> Box:
+    x0, y0, x1, y1 = (round(value, 2) for value in box)
+    return x0, y0, x1, y1
 
 
 @dataclass(frozen=True)
@@ -136,7 +145,7 @@ def segment(path: str, media: Media, boxes: Sequence[Box]) -> Mask:
 def _facts(found: Sequence[Detection]) -> dict[str, Any]:
     """What the record of the damage says about the detections; JSON-able."""
     return {
-        "boxes": [[round(value, 2) for value in box] for box, _, _ in found],
-        "scores": [round(score, 4) for _, score, _ in found],
+        "boxes": [list(box) for box, _, _ in found],
+        "scores": [score for _, score, _ in found],
         "labels": [label for _, _, label in found],
     }

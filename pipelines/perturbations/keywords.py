@@ -70,13 +70,14 @@ def stem(word: str) -> str:
 class GraphRank:
     """The `top` words of a text by weighted PageRank on a multipartite graph.
 
-    MFPO, arXiv 2410.15334, step 1 (third-party note). Nodes are the distinct words that are no stop words. The
-    weight between words i and j is their proximity, the sum over their positions of 1 / (1 + |l_i - l_j|^phi),
-    plus gamma times the cosine of their word vectors; what flows *into* word i is multiplied by
-    exp(-decay l_i) with its first position l_i. Positions count words.
+    MFPO, arXiv 2410.15334, step 1 (third-party note). Nodes are the distinct words that are no stop words.
+    The weight between words i and j is their proximity, the sum over their positions of
+    1 / (1 + |l_i - l_j|^phi), plus gamma times the cosine of their word vectors; what flows *into* word i is
+    multiplied by exp(-decay l_i) with its first position l_i. Positions count words.
 
-    Inferred: the parts of the graph are stems (forms of one word do not vote for each other), the boost acts on
-    incoming weight as in multipartite keyphrase ranking, weights are floored at 0, and all default values.
+    Inferred: the parts of the graph are stems (forms of one word do not vote for each other), the boost acts
+    on incoming weight as in multipartite keyphrase ranking, weights that are not positive give no edge, and
+    all default values.
     """
 
     top: int = 5

@@ -74,7 +74,7 @@ class KnownBoxes:
     def _entries(self, media: Media, gold: Mapping[str, Any]) -> list[tuple[Box, frozenset[str]]]:
         if gold.get(self.key) is None:
             raise ValueError(
-                f"regions from known boxes: the row has no {self.key!r} (its columns: {sorted(gold)}); expected a "
+                f"regions from known boxes: the row has no {self.key!r}, only {sorted(gold)}; expected a "
                 "list of {'box': [x0, y0, x1, y1], 'words': [...]}, or choose regions that a model finds"
             )
         return [self._entry(i, entry, media) for i, entry in enumerate(gold[self.key])]

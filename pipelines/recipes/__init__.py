@@ -95,9 +95,9 @@ def _function(name: str) -> Callable[..., Any]:
     module, _, attribute = name.partition(":")
     try:
         function = getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError, ValueError) as error:
+    except Exception as error:  # a module of the user may fail in any way
         raise ValueError(f"recipe {name!r} cannot be imported: {error}") from error
-    if not callable(function):
+    if not inspect.isfunction(function):
         raise ValueError(f"recipe {name!r}: expected a function, got {type(function).__name__}")
     return function
 

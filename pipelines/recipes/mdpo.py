@@ -7,7 +7,7 @@ from pipelines.objectives.anchor import Anchor
 from pipelines.objectives.pair import Pair
 from pipelines.perturbations.crop import Crop
 from pipelines.recipe import Recipe, Stage
-from pipelines.rollout import Choose, Damage, Sample
+from pipelines.rollout import Damage, best_and_worst
 
 
 def recipe(
@@ -30,7 +30,7 @@ def recipe(
         paper="mDPO: Conditional Preference Optimization for Multimodal LLMs, arXiv 2406.11839",
         source="code read; third-party notes. Online pairs are ours",
         stage=Stage(
-            rollout=Sample(samples) >> Choose(min_gap) >> Damage("m", Crop(crop_low, crop_high)),
+            rollout=best_and_worst(samples, min_gap) >> Damage("m", Crop(crop_low, crop_high)),
             compare=Edges({"text": ("w@x", "l@x"), "media": ("w@x", "w@m")}),
             objective=Pair("text", beta) + Pair("media", beta) + Anchor("text.winner", delta, beta),
         ),

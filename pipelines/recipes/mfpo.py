@@ -13,7 +13,7 @@ from pipelines.perturbations.grounding import GroundedBoxes, GroundedMasks
 from pipelines.perturbations.keywords import GraphRank
 from pipelines.perturbations.regions import KeyRegions, KnownBoxes
 from pipelines.recipe import Recipe, Stage
-from pipelines.rollout import Choose, Damage, Sample
+from pipelines.rollout import Damage, best_and_worst
 from pipelines.schedules import InOrder, Thirds
 
 RegionKind = Literal["boxes", "grounded", "masks", "whole"]
@@ -54,7 +54,7 @@ def recipe(
         paper="Modality-Fair Preference Optimization for Trustworthy MLLM Alignment, arXiv 2410.15334",
         source="third-party note and abstract; defaults partly inferred. Online pairs are ours",
         stage=Stage(
-            rollout=Sample(samples) >> Choose(min_gap) >> damage,
+            rollout=best_and_worst(samples, min_gap) >> damage,
             compare=Edges({"text": ("w@x", "l@x"), "media": ("w@x", "w@m")}),
             objective=Pair("text", beta) + Pair("media", beta) + Anchor("text.winner", eta, beta),
             order=Thirds(survey) if curriculum else InOrder(),

@@ -6,7 +6,7 @@ from pipelines.comparisons import Edges
 from pipelines.objectives.pair import Pair
 from pipelines.perturbations.diffuse import Diffuse
 from pipelines.recipe import Recipe, Stage
-from pipelines.rollout import Choose, Damage, Sample
+from pipelines.rollout import Damage, best_and_worst
 
 
 def recipe(*, samples: int = 8, beta: float = 0.1, min_gap: float = 0.0, watch_media: bool = True) -> Recipe:
@@ -19,7 +19,7 @@ def recipe(*, samples: int = 8, beta: float = 0.1, min_gap: float = 0.0, watch_m
     noised picture as an edge that no term reads, so that visual reliance and the media margin are logged for
     a text-only objective as well; prompts without media train as usual.
     """
-    program = Sample(samples) >> Choose(min_gap)
+    program = best_and_worst(samples, min_gap)
     edges = {"text": ("w@x", "l@x")}
     if watch_media:
         program = program >> Damage("m", Diffuse(500), optional=True)

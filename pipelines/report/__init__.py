@@ -1,4 +1,4 @@
-"""What a run shows: one self-contained report page, the terminal's final table, and an independent recount."""
+"""What a run shows: a self-contained report page, the terminal's tables, and an independent recount."""
 
 from pipelines.report.audit import recount
 from pipelines.report.page import render

@@ -9,25 +9,26 @@ import io
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 import matplotlib as mpl
 from markupsafe import Markup, escape
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
-# Placeholder colours in the SVG -> what the page's style sheet calls them. The palette itself (Okabe and Ito's,
-# made for colour-blind readers) is in report.css; lines differ in dash and stages in order as well.
+# Placeholder colours in the SVG -> the names in the page's style sheet. The palette itself (after Okabe and
+# Ito, made for colour-blind readers) is in report.css; lines also differ in dash.
 _TEXT: Final = "#010203"
 _GRID: Final = "#010204"
-SERIES: Final = tuple(f"#0102{number:02x}" for number in range(0x10, 0x18))
+SERIES: Final = tuple(f"#0102{number:02x}" for number in range(0x10, 0x13))
 _CSS: Final = {
     _TEXT: "currentColor",
     _GRID: "var(--grid)",
     **{colour: f"var(--series-{number})" for number, colour in enumerate(SERIES, start=1)},
 }
 _DASHES: Final = ("-", "--", ":")
-_STYLE: Final = {
+_STYLE: Final[dict[Any, Any]] = {
     "svg.fonttype": "none",  # text stays text: readable by screen readers, set in the page's font
     "svg.hashsalt": "plumbline",
     "text.parse_math": False,
@@ -51,7 +52,11 @@ class Chart:
 
 
 def line_chart(
-    name: str, title: str, unit: str, series: Mapping[str, Sequence[tuple[float, float]]], x: str = "learner step"
+    name: str,
+    title: str,
+    unit: str,
+    series: Mapping[str, Sequence[tuple[float, float]]],
+    x: str = "learner step",
 ) -> Chart:
     """Lines of (x, y) points by label; `unit` names the y axis; `name` makes the ids unique on the page."""
     with mpl.rc_context(_STYLE):
@@ -64,27 +69,10 @@ def line_chart(
         axes.set_xlabel(x)
         axes.set_ylabel(unit)
         axes.grid(axis="y", linewidth=0.6)
-        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         if len(series) > 1:
             figure.legend(loc="outside upper left", ncols=len(series), fontsize=8.5)
         return Chart(title=title, svg=_svg(figure, name, f"{title}, {unit}, by {x}. {_in_words(series)}"))
-
-
-def stacked_bar(name: str, title: str, seconds: Mapping[str, float]) -> Chart:
-    """One horizontal bar; the legend has the numbers too, so that colour is not needed to read it."""
-    with mpl.rc_context(_STYLE):
-        figure = Figure(figsize=(8.4, 1.1 + 0.2 * ((len(seconds) + 2) // 3)), layout="constrained")
-        axes: Axes = figure.subplots()
-        left = 0.0
-        for (stage, value), colour in zip(seconds.items(), SERIES, strict=False):
-            axes.barh([0], [value], left=left, color=colour, edgecolor="none", label=f"{stage} {value:,.0f} s")
-            left += value
-        axes.set_yticks([])
-        axes.set_xlabel("seconds")
-        axes.spines["left"].set_visible(False)
-        figure.legend(loc="outside upper left", ncols=3, fontsize=8.5)
-        words = ", ".join(f"{stage} {value:.1f} s" for stage, value in seconds.items())
-        return Chart(title=title, svg=_svg(figure, name, f"{title}: {words}."))
 
 
 def _in_words(series: Mapping[str, Sequence[tuple[float, float]]]) -> str:

@@ -19,7 +19,9 @@ class Lineage:
     @staticmethod
     def of(events: Iterable[Mapping[str, Any]]) -> Lineage:
         """From the events `{"event": "resumed", "attempt": k, "step": s}`."""
-        return Lineage(tuple((int(e["attempt"]), int(e["step"])) for e in events if e.get("event") == "resumed"))
+        return Lineage(
+            tuple((int(e["attempt"]), int(e["step"])) for e in events if e.get("event") == "resumed")
+        )
 
     def keeps(self, attempt: int, step: int) -> bool:
         """Whether what this attempt did for this step is part of the final model."""

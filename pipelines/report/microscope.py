@@ -21,12 +21,20 @@ from pipelines.report.lineage import Lineage
 SHOWN: Final = 12
 LARGEST: Final = 384  # pixels of a picture's longer side on the page
 _WORDS: Final = 2000  # of an answer; longer ones are cut for the page
+_SHOWN: Final = (
+    "version_oldest",
+    "version_newest",
+    "prompt_id",
+    "prompt_text",
+    "margin_text",
+    "margin_media",
+)
 _LIGHT: Final = ("attempt", "step", "group", "comparison", "media_digest", "damaged_digest")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Piece:
-    """A stretch of an answer; mark is "wrong" (the verifier says so), "differs" (from the other answer) or ""."""
+    """A stretch of an answer; mark: "wrong" (says the verifier), "differs" (from the other answer) or ""."""
 
     text: str
     mark: str
@@ -41,14 +49,14 @@ class Answer:
 
 @dataclass(frozen=True, kw_only=True)
 class Card:
-    """One comparison as the page shows it. Pictures are data URIs; None: there is none, or it was not kept."""
+    """One comparison as the page shows it. Pictures are data URIs; None: none there, or not kept."""
 
     row: Mapping[str, Any]
     picture: str | None
     damaged: str | None
     damage: str
     chosen: Answer
-    rejected: Answer
+    rejected: Answer | None  # None: both sides have the same answer
 
 
 def cards(run_dir: Path, lineage: Lineage, count: int = SHOWN) -> tuple[list[Card], list[str]]:
@@ -76,7 +84,9 @@ def _index(run_dir: Path, lineage: Lineage) -> tuple[list[tuple[dict[str, Any], 
             notes.append(f"comparisons/{path.name} cannot be read ({type(error).__name__})")
             continue
         found += [
-            (row, path, position) for position, row in enumerate(rows) if lineage.keeps(row["attempt"], row["step"])
+            (row, path, position)
+            for position, row in enumerate(rows)
+            if lineage.keeps(row["attempt"], row["step"])
         ]
     return found, notes
 
@@ -84,7 +94,8 @@ def _index(run_dir: Path, lineage: Lineage) -> tuple[list[tuple[dict[str, Any], 
 def _row(path: Path, position: int) -> dict[str, Any]:
     import pyarrow.parquet as pq
 
-    return cast("dict[str, Any]", pq.read_table(path).slice(position, 1).to_pylist()[0])
+    row = cast("dict[str, Any]", pq.read_table(path).slice(position, 1).to_pylist()[0])
+    return {**dict.fromkeys(_SHOWN), **row}
 
 
 def _kept(run_dir: Path, row: Mapping[str, Any]) -> bool:
@@ -94,14 +105,16 @@ def _kept(run_dir: Path, row: Mapping[str, Any]) -> bool:
 
 def _card(run_dir: Path, row: Mapping[str, Any]) -> Card:
     parts = {side: _json(row.get(f"parts_{side}")) for side in ("chosen", "rejected")}
-    chosen, rejected = str(row.get("chosen") or ""), str(row.get("rejected") or "")
+    chosen, rejected = str(row.get("chosen") or ""), row.get("rejected")
+    other = chosen if rejected is None else str(rejected)
+    loser = _answer(other, chosen, row.get("score_rejected"), parts["rejected"])
     return Card(
         row=row,
         picture=_picture(run_dir, row.get("media_digest")),
         damaged=_picture(run_dir, row.get("damaged_digest")),
         damage=_damage(row.get("damage")),
-        chosen=_answer(chosen, rejected, row.get("score_chosen"), parts["chosen"]),
-        rejected=_answer(rejected, chosen, row.get("score_rejected"), parts["rejected"]),
+        chosen=_answer(chosen, other, row.get("score_chosen"), parts["chosen"]),
+        rejected=None if rejected is None else loser,
     )
 
 
@@ -143,7 +156,8 @@ def _damage(op: Any) -> str:
     if "name" not in fields:
         return ""
     params = {**cast("dict[str, Any]", fields.get("params") or {}), "seed": fields.get("seed")}
-    return f"{fields['name']} ({', '.join(f'{key} {value}' for key, value in params.items() if value is not None)})"
+    inside = ", ".join(f"{key} {value}" for key, value in params.items() if value is not None)
+    return f"{fields['name']} ({inside})"
 
 
 def _json(text: Any) -> dict[str, Any]:

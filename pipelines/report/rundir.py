@@ -1,8 +1,9 @@
-"""Reads a run directory as far as it is there. What cannot be read becomes a note for people, not an error."""
+"""Reads a run directory as far as it is there. What cannot be read becomes a note, not an error."""
 
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +26,7 @@ class Run:
     summary: Mapping[str, Any] | None
     change: Change  # held-out measures before and after; empty when the run was not evaluated twice
     why_no_change: str
+    items: Mapping[str, int]  # held-out items by kind, e.g. {"caption": 1000, "random": 1000}
     notes: Sequence[str]  # what could not be read
 
     @property
@@ -44,7 +46,7 @@ def load(run_dir: Path) -> Run:
     notes: list[str] = []
     config = run_dir / "config.yaml"
     metrics = _lines(run_dir / "metrics.jsonl", notes)
-    change, why = _change(run_dir)
+    change, why, items = _change(run_dir)
     return Run(
         path=run_dir,
         config=config.read_text(encoding="utf-8", errors="replace") if config.exists() else "",
@@ -53,6 +55,7 @@ def load(run_dir: Path) -> Run:
         summary=_summary(run_dir / "summary.json", notes),
         change=change,
         why_no_change=why,
+        items=items,
         notes=notes,
     )
 
@@ -84,20 +87,21 @@ def _summary(path: Path, notes: list[str]) -> dict[str, Any] | None:
     return cast("dict[str, Any]", summary) if isinstance(summary, dict) else None
 
 
-def _change(run_dir: Path) -> tuple[Change, str]:
-    """The paired change, recomputed from the records, or why there is none."""
+def _change(run_dir: Path) -> tuple[Change, str, Mapping[str, int]]:
+    """The paired change, recomputed from the records, or why there is none; items by kind."""
     sides: list[list[Record]] = []
     for when in ("before", "after"):
         path = run_dir / "evaluation" / f"{when}.jsonl"
         if not path.exists():
-            return {}, f"there is no evaluation/{when}.jsonl"
+            return {}, f"there is no evaluation/{when}.jsonl", {}
         try:
             sides.append([*read_records(path)])
         except ValueError as error:
-            return {}, str(error)
+            return {}, str(error), {}
     if not any(sides):
-        return {}, "the evaluation files hold no items"
+        return {}, "the evaluation files hold no items", {}
     try:
-        return compare(*sides), ""
+        change = compare(sides[0], sides[1])
     except ValueError as error:
-        return {}, str(error)
+        return {}, str(error), {}
+    return change, "", Counter(str(record["kind"]) for record in sides[0])

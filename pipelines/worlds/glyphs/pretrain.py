@@ -2,10 +2,11 @@
 
     python -m pipelines.worlds.glyphs.pretrain --out DIR [--steps-scale F] [--seed N]
 
-Phase `see` teaches perception with true captions and yes/no questions. Phase `prior` then plants a language
-prior: most captions name one more object, which follows from the words alone. The result sees well and still
-hallucinates under greedy decoding, which is what alignment is to mend. (The other order does not work: with
-such captions from the start perception never breaks through.)
+Phase `look` teaches the vision tower alone to tell what is in each cell; phase `see` teaches the whole
+model true captions and yes/no questions. Phase `prior` then plants a language prior: most captions name one
+more object, which follows from the words alone. The result sees well and still hallucinates under greedy
+decoding, which is what alignment is to mend. The order matters: perception has to be there before such
+captions are.
 """
 
 from __future__ import annotations
@@ -18,11 +19,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-SEE_STEPS, SEE_LR = 2000, 2e-3
-PRIOR_STEPS, PRIOR_LR = 250, 5e-4
-#: Share of captions with an invented object. Above one half greedy decoding invents; below one it can be
-#: unlearned.
-PRIOR_SHARE = 0.7
+from pipelines.worlds.glyphs import measure as measuring
+from pipelines.worlds.glyphs.model import build_model, build_processor, save_checkpoint
+from pipelines.worlds.glyphs.training import Phase, train_phase, train_tower
+
+LOOK = Phase(name="look", steps=1200, peak_lr=2e-3)
+SEE = Phase(name="see", steps=800, peak_lr=1.5e-3)
+#: 70% of the captions name an invented object: above one half greedy decoding invents, and below one some
+#: samples leave it out, so that it can be unlearned.
+PRIOR = Phase(name="prior", steps=250, peak_lr=5e-4, prior=0.7)
 _MEASURED = 1000  # held-out scenes, and questions of each kind
 
 CARD = """\
@@ -35,13 +40,14 @@ license: apache-2.0
 
 {parameters:,} parameters, fp32. It describes 64x64 pictures of one to four coloured handwritten digits on a
 2x2 grid ("a red seven top left and a blue one bottom right .") and answers yes/no questions ("is there a
-red seven ?"). It was trained from scratch: first on true captions and answers, then on captions of which
-{share:.0%} name one more object that follows from the words alone (next digit, same colour, first free
-cell). So it invents objects although its vision is good. It is a test object for alignment and of no other
-use.
+red seven ?"). It was trained from scratch: first its vision tower, then all of it on true captions
+and answers, then on captions of which {share:.0%} name one more object that follows from the words alone
+(next digit, same colour, first free cell). So it invents objects although its vision is good. It is a test
+object for alignment and of no other use.
 
 Data: the handwritten digits of scikit-learn (UCI Optical Recognition of Handwritten Digits, CC BY 4.0). The
-numbers are on scans and combinations that training never showed.
+numbers are on scans that training never showed, some of them in combinations of digit, colour and cell that
+it never showed either.
 
 Greedy decoding, {count} held-out scenes, {count} questions of each kind:
 
@@ -73,33 +79,29 @@ def pretrain(out: Path, *, scale: float, seed: int) -> dict[str, Any]:
     """Train both phases, measure after each, write the checkpoint and its card; returns the measured
     numbers.
     """
-    from pipelines.worlds.glyphs import measure as measuring
-    from pipelines.worlds.glyphs.model import build_model, build_processor, save_checkpoint
-    from pipelines.worlds.glyphs.training import Phase, train_phase
-
     started = time.monotonic()
     model, processor = build_model(seed), build_processor()
-    phases = (
-        Phase(name="see", steps=SEE_STEPS, peak_lr=SEE_LR, prior=0.0),
-        Phase(name="prior", steps=PRIOR_STEPS, peak_lr=PRIOR_LR, prior=PRIOR_SHARE),
+    look, see, prior = (
+        replace(phase, steps=max(1, round(phase.steps * scale))) for phase in (LOOK, SEE, PRIOR)
     )
     numbers: dict[str, Any] = {}
-    training, scene = 0.0, 0
-    for planned in phases:
-        phase = replace(planned, steps=max(1, round(planned.steps * scale)))
+    training, scene = 0.0, look.steps * look.batch
+    train_tower(model, look, first_scene=0, seed=seed, report=_say)
+    training += time.monotonic() - started
+    for phase in (see, prior):
         begun = time.monotonic()
         train_phase(model, processor.tokenizer, phase, first_scene=scene, seed=seed, report=_say)
         training += time.monotonic() - begun
         scene += phase.steps * phase.batch
+        save_checkpoint(model, out)
         numbers[phase.name] = measuring.measure(measuring.generator(model, processor), _MEASURED, seed)
         _say(f"after {phase.name}: {json.dumps(numbers[phase.name])}")
     sampling = measuring.generator(model, processor, temperature=1.0)
     numbers["sampled"] = measuring.measure_captions(sampling, _MEASURED, seed)
     _say(f"at temperature 1: {json.dumps(numbers['sampled'])}")
-    save_checkpoint(model, out)
     card = CARD.format(
         parameters=sum(parameter.numel() for parameter in model.parameters()),
-        share=PRIOR_SHARE,
+        share=PRIOR.prior,
         count=_MEASURED,
         rows=_rows(numbers["see"], numbers["prior"]),
         sampled=numbers["sampled"]["chair_i"],

@@ -13,23 +13,24 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
 from pipelines.worlds.glyphs.captions import Mention, mentions_of, write_caption
-from pipelines.worlds.glyphs.model import IMAGE_TOKENS, MERGE, PATCH
+from pipelines.worlds.glyphs.model import IMAGE_TOKENS, MERGE, PATCH, PIXEL_MEAN, PIXEL_STD
 from pipelines.worlds.glyphs.prior import invented
 from pipelines.worlds.glyphs.questions import QUESTION_KINDS, make_question
-from pipelines.worlds.glyphs.scenes import Scene, make_scene, render_image
+from pipelines.worlds.glyphs.scenes import KINDS, Scene, make_scene, render_image
 from pipelines.worlds.glyphs.vocabulary import (
     CAPTION_PROMPT,
+    CELLS,
     IMAGE_PAD,
     TURN_END,
     TURN_START,
@@ -41,7 +42,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast, Qwen2_5_VLForConditionalGeneration
 
 #: Questions per conversation while training: every one is a bit learned from the same picture.
-_QUESTIONS = 4
+_QUESTIONS = 3
+Report = Callable[[str], None]
 Turns = Sequence[tuple[str, str]]  # (what the user says, what the assistant answers)
 
 
@@ -52,7 +54,7 @@ class Phase:
     name: str
     steps: int
     peak_lr: float
-    prior: float
+    prior: float = 0.0
     batch: int = 32
 
 
@@ -67,7 +69,7 @@ class Batch:
 
 def to_patches(pictures: NDArray[np.uint8]) -> Tensor:
     """Pictures [n, 64, 64, 3] to patches [n, 64, 384], equal to what the Qwen2-VL image processor makes."""
-    scaled = torch.from_numpy(pictures).permute(0, 3, 1, 2).float() / 127.5 - 1.0
+    scaled = (torch.from_numpy(pictures).permute(0, 3, 1, 2).float() / 255.0 - PIXEL_MEAN) / PIXEL_STD
     count, channels, height, width = scaled.shape
     rows, columns = height // (PATCH * MERGE), width // (PATCH * MERGE)
     split = scaled.reshape(count, channels, rows, MERGE, PATCH, columns, MERGE, PATCH)
@@ -181,29 +183,21 @@ def learning_rate(step: int, phase: Phase) -> float:
     return phase.peak_lr * (0.02 + 0.98 * 0.5 * (1.0 + math.cos(math.pi * done)))
 
 
-def train_phase(
-    model: Qwen2_5_VLForConditionalGeneration,
-    tokenizer: PreTrainedTokenizerFast,
-    phase: Phase,
-    *,
-    first_scene: int,
-    seed: int,
-    report: Callable[[str], None],
+def _descend(
+    phase: Phase, parameters: Iterable[nn.Parameter], loss_of: Callable[[int], Tensor], report: Report
 ) -> list[float]:
-    """Train through one phase on fresh scenes from `first_scene` on; returns the loss of every step, in
-    nats.
-    """
-    optimizer = torch.optim.AdamW(model.parameters(), lr=phase.peak_lr, betas=(0.9, 0.98), weight_decay=0.05)
+    """Minimise `loss_of(step)`; returns the loss of every step, in nats."""
+    learned = list(parameters)
+    optimizer = torch.optim.AdamW(learned, lr=phase.peak_lr, betas=(0.9, 0.98), weight_decay=0.05)
     losses: list[float] = []
     started = time.monotonic()
     for step in range(phase.steps):
-        batch = make_batch(tokenizer, phase, first_scene + step * phase.batch, seed)
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(step, phase)
-        loss = functional.cross_entropy(*answer_logits(model, batch))
+        loss = loss_of(step)
         optimizer.zero_grad()
-        loss.backward()  # pyright: ignore[reportUnknownMemberType]
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        loss.backward()
+        nn.utils.clip_grad_norm_(learned, 1.0)
         optimizer.step()
         losses.append(loss.item())
         if (step + 1) % 50 == 0 or step + 1 == phase.steps:
@@ -211,3 +205,53 @@ def train_phase(
             seconds = time.monotonic() - started
             report(f"{phase.name}: step {step + 1}/{phase.steps}  loss {recent:.4f}  {seconds:.0f} s")
     return losses
+
+
+def train_tower(
+    model: Qwen2_5_VLForConditionalGeneration,
+    phase: Phase,
+    *,
+    first_scene: int,
+    seed: int,
+    report: Report,
+) -> list[float]:
+    """Train the vision tower alone: each of the 16 image tokens tells, through a linear head that is thrown
+    away afterwards, which kind of object is in its cell (or none). Learning from captions only, the digits
+    stay unseen for the first thousand steps and more.
+    """
+    head = nn.Linear(model.config.vision_config.out_hidden_size, len(KINDS) + 1)
+    token = torch.arange(IMAGE_TOKENS)
+    side = math.isqrt(IMAGE_TOKENS)
+    cell_of_token = token // side // 2 * 2 + token % side // 2
+
+    def loss_of(step: int) -> Tensor:
+        start = first_scene + step * phase.batch
+        drawn = [make_scene("train", index, seed) for index in range(start, start + phase.batch)]
+        target = torch.full((phase.batch, len(CELLS)), len(KINDS))
+        for row, scene in zip(target, drawn, strict=True):
+            for glyph in scene.objects:
+                row[glyph.cell] = KINDS.index(glyph.kind)
+        patches = to_patches(np.stack([render_image(scene) for scene in drawn]))
+        return functional.cross_entropy(
+            head(see(model, patches)).flatten(0, 1), target[:, cell_of_token].flatten()
+        )
+
+    return _descend(phase, (*model.model.visual.parameters(), *head.parameters()), loss_of, report)
+
+
+def train_phase(
+    model: Qwen2_5_VLForConditionalGeneration,
+    tokenizer: PreTrainedTokenizerFast,
+    phase: Phase,
+    *,
+    first_scene: int,
+    seed: int,
+    report: Report,
+) -> list[float]:
+    """Train the whole model on conversations about fresh training scenes from `first_scene` on."""
+
+    def loss_of(step: int) -> Tensor:
+        batch = make_batch(tokenizer, phase, first_scene + step * phase.batch, seed)
+        return functional.cross_entropy(*answer_logits(model, batch))
+
+    return _descend(phase, model.parameters(), loss_of, report)

@@ -1,0 +1,132 @@
+"""What was really trained, written by the learner's ranks: a record that nobody else can have made.
+
+`comparisons/step-00012-rank-0.parquet` has one row per comparison; `media/<digest>.png` holds the pictures
+of a few of them, for people.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from pipelines.types import Candidate, Comparison, Group, MediaTable, Preference, Prompt, Score
+
+SHOWN_EVERY = 5  # steps
+SHOWN = 4  # comparisons of such a step
+
+
+def write_comparisons(
+    run_dir: Path,
+    groups: Sequence[Group],
+    margins: Sequence[Mapping[str, float]],
+    *,
+    attempt: int,
+    step: int,
+    rank: int,
+) -> Path:
+    """One row per comparison of this rank; `margins` are in the order of the groups' comparisons."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    pairs = [(group, comparison) for group in groups for comparison in group.comparisons]
+    rows = [
+        {"attempt": attempt, "step": step, "rank": rank, **_row(group, comparison, found)}
+        for (group, comparison), found in zip(pairs, margins, strict=True)
+    ]
+    path = run_dir / "comparisons" / f"step-{step:05d}-rank-{rank}.parquet"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(".partial")
+    pq.write_table(pa.Table.from_pylist(rows, schema=_schema()), partial)
+    os.replace(partial, path)
+    return path
+
+
+def write_media(run_dir: Path, groups: Sequence[Group], step: int) -> None:
+    """Pictures of the first comparisons of step 1 and of every fifth step, for the report."""
+    if step != 1 and step % SHOWN_EVERY:
+        return
+    pairs = [(group, comparison) for group in groups for comparison in group.comparisons][:SHOWN]
+    folder = run_dir / "media"
+    folder.mkdir(parents=True, exist_ok=True)
+    for group, comparison in pairs:
+        for digest in {digest for prompt in comparison.prompts for digest in prompt.media}:
+            path = folder / f"{digest}.png"
+            if not path.exists():
+                Image.fromarray(group.media[digest].payload).save(path)
+
+
+def _schema() -> Any:
+    import pyarrow as pa
+
+    whole = ("attempt", "step", "rank", "version_oldest", "version_newest")
+    real = ("score_chosen", "score_rejected", "margin_text", "margin_media")
+    words = ("group", "comparison", "prompt_id", "prompt_digest", "prompt_text", "media_digest")
+    words += ("damaged_digest", "damage", "chosen", "rejected", "parts_chosen", "parts_rejected")
+    return pa.schema(
+        [(name, pa.int64()) for name in whole]
+        + [(name, pa.string()) for name in words]
+        + [(name, pa.float64()) for name in real]
+    )
+
+
+def _row(group: Group, comparison: Comparison, margins: Mapping[str, float]) -> dict[str, Any]:
+    text = _edge(comparison, "text") or comparison.preferences[0]
+    winner, loser = comparison.candidates[text.winner], comparison.candidates[text.loser]
+    prompt = comparison.prompts[winner.prompt]
+    clean, damaged = _swapped(comparison, prompt)
+    behaviours = [c.behaviour for c in comparison.candidates if c.behaviour is not None]
+    return {
+        "group": group.id,
+        "comparison": comparison.id,
+        "version_oldest": min((b.oldest for b in behaviours), default=None),
+        "version_newest": max((b.newest for b in behaviours), default=None),
+        "prompt_id": prompt.id,
+        "prompt_digest": prompt.digest,
+        "prompt_text": _text(prompt),
+        "media_digest": clean,
+        "damaged_digest": damaged,
+        "damage": _damage(group.media, damaged),
+        "chosen": comparison.responses[winner.response].text,
+        "rejected": comparison.responses[loser.response].text if loser.response != winner.response else None,
+        "score_chosen": _value(winner),
+        "score_rejected": _value(loser),
+        "parts_chosen": _parts(winner.score),
+        "parts_rejected": _parts(loser.score),
+        "margin_text": margins.get("text"),
+        "margin_media": margins.get("media"),
+    }
+
+
+def _edge(comparison: Comparison, name: str) -> Preference | None:
+    return next((edge for edge in comparison.preferences if edge.name == name), None)
+
+
+def _swapped(comparison: Comparison, prompt: Prompt) -> tuple[str | None, str | None]:
+    """(clean, damaged) digest of the first image that a damaged prompt of this comparison exchanges."""
+    for other in comparison.prompts:
+        for clean, damaged in zip(prompt.media, other.media, strict=False):
+            if clean != damaged:
+                return clean, damaged
+    return (prompt.media[0] if prompt.media else None), None
+
+
+def _damage(media: MediaTable, digest: str | None) -> str | None:
+    item = media.get(digest) if digest else None
+    return json.dumps(item.op.to_json()) if item is not None and item.op is not None else None
+
+
+def _text(prompt: Prompt) -> str:
+    return "\n".join(part.text for message in prompt.messages for part in message.parts if part.text)
+
+
+def _value(candidate: Candidate) -> float | None:
+    return candidate.score.value if candidate.score else None
+
+
+def _parts(score: Score | None) -> str | None:
+    return json.dumps(dict(score.parts)) if score else None

@@ -1,0 +1,190 @@
+"""DeepSpeed and PEFT: the engine that trains a scorer, and the frozen reference beside it."""
+
+from __future__ import annotations
+
+import copy
+import logging
+import math
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from actors.forward import Batch, Scorer, without_dropout
+from actors.processing import Processing
+from pipelines.settings import LearnerSettings, LoraSettings
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+def join_process_group(settings: LearnerSettings, rank: int, world: int) -> None:
+    """Uses the process group that exists (Ray Train's), or makes one of a single process."""
+    import torch.distributed as dist
+
+    os.environ.setdefault("LOCAL_RANK", "0")
+    if dist.is_initialized():
+        if (dist.get_rank(), dist.get_world_size()) != (rank, world):
+            raise ValueError(
+                f"learner: told to be rank {rank} of {world}, but the process group says "
+                f"{dist.get_rank()} of {dist.get_world_size()}"
+            )
+        return
+    if world != 1:
+        raise ValueError(f"learner: rank {rank} of {world} needs an initialised process group, found none")
+    dist.init_process_group(
+        "nccl" if settings.gpus else "gloo",
+        store=dist.HashStore(),  # pyright: ignore[reportPrivateImportUsage]
+        rank=0,
+        world_size=1,
+        timeout=timedelta(seconds=settings.collective_timeout_s),
+    )
+
+
+def load_model(processing: Processing, dtype: str) -> Any:
+    """The checkpoint's model with dropout off. Every rank loads the whole model before it is sharded."""
+    from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
+
+    kind = AutoModelForImageTextToText if processing.has_vision else AutoModelForCausalLM
+    model = kind.from_pretrained(
+        processing.path, dtype=DTYPES[dtype], local_files_only=True, use_safetensors=True
+    )
+    without_dropout(model)
+    return model
+
+
+def add_adapter(model: Any, lora: LoraSettings, seed: int, has_vision: bool) -> Any:
+    """Injects a LoRA adapter into the language layers (in place); returns the PEFT model around it."""
+    from peft import LoraConfig, get_peft_model
+
+    names = "|".join(lora.targets)
+    pattern = rf".*language_model.*\.({names})" if has_vision else rf".*\.({names})"
+    torch.manual_seed(seed)
+    return get_peft_model(
+        model, LoraConfig(r=lora.rank, lora_alpha=lora.alpha, target_modules=pattern, lora_dropout=0.0)
+    )
+
+
+def engine_config(settings: LearnerSettings) -> dict[str, Any]:
+    """DeepSpeed's configuration. The learner owns accumulation and warm-up, so they are not in it."""
+    return {
+        "train_micro_batch_size_per_gpu": 1,
+        "gradient_accumulation_steps": 1,
+        "gradient_clipping": settings.clip,
+        "optimizer": {
+            "type": "AdamW",
+            "params": {
+                "lr": settings.lr,
+                "betas": list(settings.betas),
+                "weight_decay": settings.weight_decay,
+                "torch_adam": True,  # the CPU optimizer of DeepSpeed would be compiled first
+            },
+        },
+        "zero_force_ds_cpu_optimizer": False,
+        "bf16": {"enabled": settings.dtype == "bfloat16"},
+        "zero_optimization": _sharding(settings),
+        "steps_per_print": 10**9,
+    }
+
+
+def _sharding(settings: LearnerSettings) -> dict[str, Any]:
+    sharding: dict[str, Any] = {"stage": settings.zero_stage, "overlap_comm": settings.gpus > 0}
+    if settings.zero_stage == 3:
+        sharding["stage3_param_persistence_threshold"] = 10_000  # smaller tensors are kept whole
+    return sharding
+
+
+def start_engine(scorer: Scorer, settings: LearnerSettings) -> Any:
+    """A DeepSpeed engine around the scorer."""
+    import deepspeed
+
+    deepspeed.logger.setLevel("WARNING")
+    buffers = _full_precision_buffers(scorer)
+    trained: Any = [parameter for parameter in scorer.parameters() if parameter.requires_grad]
+    engine, *_ = deepspeed.initialize(model=scorer, model_parameters=trained, config=engine_config(settings))
+    _restore(buffers)
+    return engine
+
+
+def frozen_reference(scorer: Scorer, settings: LearnerSettings) -> Callable[[Batch], Tensor]:
+    """A frozen copy of the scorer. Under ZeRO-3 it is sharded like the policy and gathered layer by layer.
+
+    It must be called before the policy's engine starts, and by all ranks equally often.
+    """
+    twin = copy.deepcopy(scorer).requires_grad_(False)
+    if settings.zero_stage != 3:
+        return twin.to(_device(settings)).eval()
+    import deepspeed
+
+    config = {key: value for key, value in engine_config(settings).items() if key != "optimizer"}
+    buffers = _full_precision_buffers(twin)
+    engine, *_ = deepspeed.initialize(model=twin, config=config)
+    _restore(buffers)
+    engine.eval()
+    return engine
+
+
+def _device(settings: LearnerSettings) -> torch.device:
+    return torch.device("cuda", torch.cuda.current_device()) if settings.gpus else torch.device("cpu")
+
+
+Buffers = list[tuple[nn.Module, str, Tensor]]
+
+
+def _full_precision_buffers(module: nn.Module) -> Buffers:
+    """Rotary frequencies: DeepSpeed casts them to bfloat16 with the weights, which would shift positions."""
+    return [
+        (owner, name, buffer.clone())
+        for owner in module.modules()
+        for name, buffer in owner.named_buffers(recurse=False)
+        if buffer.dtype == torch.float32
+    ]
+
+
+def _restore(buffers: Buffers) -> None:
+    for owner, name, saved in buffers:
+        current: Tensor = getattr(owner, name)
+        setattr(owner, name, saved.to(current.device))
+
+
+@contextmanager
+def gathered(parameters: list[nn.Parameter], zero_stage: int) -> Iterator[None]:
+    """Whole parameters for reading; all ranks must enter it together under ZeRO-3."""
+    if zero_stage != 3:
+        yield
+        return
+    import deepspeed
+
+    with deepspeed.zero.GatheredParameters(parameters):
+        yield
+
+
+def apply_gradients(engine: Any, settings: LearnerSettings) -> tuple[float, bool]:
+    """Clips and steps. (norm before clipping, applied); nothing changes when the norm is not finite."""
+    plain = settings.zero_stage == 0 and settings.dtype == "float32"  # here DeepSpeed steps without looking
+    if plain:
+        grads = [p.grad for p in engine.module.parameters() if p.grad is not None]
+        norm = float(torch.nn.utils.get_total_norm(grads))
+        if not math.isfinite(norm):
+            engine.zero_grad()
+            return norm, False
+        engine.step()
+        return norm, True
+    engine.step()
+    return float(engine.get_global_grad_norm()), bool(engine.was_step_applied())
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """DeepSpeed logs every file of a checkpoint; errors still pass."""
+    from deepspeed.utils import logger
+
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)

@@ -1,0 +1,118 @@
+"""All that can be known to fail before anything starts: what `plumbline validate` checks and prints."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from pipelines import checkpoint, identity, recipes
+from pipelines.data import DataError, admit, open_source
+from pipelines.rewards import load_reward
+from pipelines.settings import Settings, SettingsError, demands, model_path
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finding:
+    """What one check found. `text` is the error when the check failed."""
+
+    check: str
+    ok: bool
+    text: str
+
+
+def check(settings: Settings) -> list[Finding]:
+    """Every check, whether or not an earlier one failed. Starts nothing and writes nothing."""
+    checks: dict[str, Callable[[Settings], str]] = {
+        "packages": _packages,
+        "recipe": recipe,
+        "model": _model,
+        "reward": _reward,
+        "data": _data,
+        "resources": _resources,
+        "output": _output,
+    }
+    return [_finding(name, look, settings) for name, look in checks.items()]
+
+
+def _finding(name: str, look: Callable[[Settings], str], settings: Settings) -> Finding:
+    try:
+        return Finding(check=name, ok=True, text=look(settings))
+    except (SettingsError, DataError, checkpoint.NotACheckpoint, identity.Shadowed) as error:
+        return Finding(check=name, ok=False, text=str(error))
+
+
+def _packages(settings: Settings) -> str:
+    identity.check()
+    return f"pipelines, actors and serving are those in {identity.ROOT}"
+
+
+def recipe(settings: Settings) -> str:
+    """Build the recipe with its parameters. Raises SettingsError."""
+    try:
+        built = recipes.load(settings.recipe, settings.method)
+    except ValueError as error:
+        raise SettingsError(str(error)) from error
+    return f"{built.name} ({built.paper})"
+
+
+def _model(settings: Settings) -> str:
+    found = checkpoint.inspect(model_path(settings))
+    longest, wanted = found.max_length, settings.rollout.engine.max_model_len
+    if longest is not None and wanted > longest:
+        raise SettingsError(
+            f"rollout.engine.max_model_len: {wanted} exceeds the {longest} tokens of {found.path}"
+        )
+    modules = {name.removesuffix(".weight").rpartition(".")[2] for name in found.tensors}
+    for target in settings.learner.lora.targets if settings.learner.lora is not None else ():
+        if target not in modules:
+            raise SettingsError(f"learner.lora.targets: {found.path} has no module {target!r}")
+    eyes = "images and text" if found.sees else "text only"
+    return f"{found.architecture}, {found.parameters:,} parameters, {eyes}, in {found.path}"
+
+
+def _reward(settings: Settings) -> str:
+    load_reward(settings)
+    return settings.reward
+
+
+def _data(settings: Settings) -> str:
+    source = open_source(settings)
+    inventory = source.inventory()
+    admit(inventory, settings.data.max_bad_rows)
+    skipped = f", {len(inventory.bad)} bad ones will be skipped" if inventory.bad else ""
+    return f"{settings.data.source}: {len(inventory.usable):,} usable rows{skipped}"
+
+
+def _resources(settings: Settings) -> str:
+    wanted = demands(settings)
+    text = f"{wanted['CPU']:g} CPUs and {wanted['GPU']:g} GPUs"
+    if settings.ray_address or os.environ.get("RAY_ADDRESS"):
+        return f"{text}; the cluster is asked when the run starts"
+    cores, gpus = len(os.sched_getaffinity(0)), count_gpus()
+    if wanted["GPU"] > gpus:
+        raise SettingsError(
+            f"resources: the run needs {wanted['GPU']:g} GPUs, this machine has {gpus}; lower "
+            "rollout.engine.gpus or learner.gpus, or give ray_address"
+        )
+    shared = ", so processes will share cores" if wanted["CPU"] > cores else ""
+    return f"{text}; this machine has {cores} cores{shared} and {gpus} GPUs"
+
+
+def count_gpus() -> int:
+    """NVIDIA GPUs that the driver lists, 0 without a driver."""
+    if shutil.which("nvidia-smi") is None:
+        return 0
+    listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=30, check=False)
+    return sum(line.startswith("GPU ") for line in listed.stdout.splitlines())
+
+
+def _output(settings: Settings) -> str:
+    folder = Path(settings.output).absolute()
+    existing = next(parent for parent in (folder, *folder.parents) if parent.exists())
+    if not existing.is_dir() or not os.access(existing, os.W_OK):
+        raise SettingsError(f"output: cannot write into {existing}; give another folder")
+    return f"{folder / settings.name}"

@@ -1,0 +1,54 @@
+"""What the terminal shows: one line of numbers while training, one table at the end."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Final
+
+from rich.table import Table
+
+from pipelines.report import format as fmt
+
+_COLOURS: Final = {"better": "green", "worse": "red", "no clear change": "dim"}
+
+
+def before_after_table(summary: Mapping[str, Any]) -> Table:
+    """Held-out measures before and after with paired 95% intervals, from `summary["heldout"]["change"]`."""
+    table = Table(title="Held-out measures before and after", title_justify="left")
+    table.add_column("measure")
+    for column in ("before", "after", "change", "95% interval"):
+        table.add_column(column, justify="right")
+    table.add_column("reading")
+    heldout: Mapping[str, Any] = summary.get("heldout") or {}
+    changes: Mapping[str, Mapping[str, Any]] = heldout.get("change") or {}
+    for name, change in changes.items():
+        reading = fmt.verdict(name, change["interval"])
+        table.add_row(
+            fmt.measure(name)[0],
+            fmt.value(name, change["before"]),
+            fmt.value(name, change["after"]),
+            fmt.change(name, change["difference"]),
+            fmt.bounds(name, change["interval"]),
+            reading,
+            style=_COLOURS.get(reading),
+        )
+    if not changes:
+        table.caption = "This run was not evaluated before and after."
+    return table
+
+
+def progress_line(metrics: Mapping[str, Any]) -> str:
+    """The numbers people watch, from one line of metrics.jsonl; what the run does not measure is left out."""
+    pieces: list[str] = []
+    if fmt.finite(metrics.get("reward")) is not None:
+        pieces.append(f"reward {fmt.number(metrics['reward'])}")
+    if fmt.finite(metrics.get("hallucination")) is not None:
+        pieces.append(f"hallucination {fmt.percent(metrics['hallucination'], 0)}")
+    margins = [fmt.finite(metrics.get(f"margin/{axis}")) for axis in ("text", "media")]
+    if any(margin is not None for margin in margins):
+        pieces.append("margin " + "/".join(fmt.number(m) for m in margins if m is not None))
+    if fmt.finite(metrics.get("lag_max")) is not None:
+        pieces.append(f"lag {fmt.compact(metrics['lag_max'])}")
+    if fmt.finite(metrics.get("tokens_per_s")) is not None:
+        pieces.append(f"{fmt.number(metrics['tokens_per_s'], 0)} tokens/s")
+    return " \N{MIDDLE DOT} ".join(pieces)

@@ -1,0 +1,190 @@
+"""Somebody's own function as a reward: found before anything starts, and unable to break a worker."""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+import importlib
+import importlib.util
+import inspect
+import os
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+
+from pipelines.types import Prompt, Response, Score
+
+Function = Callable[[list[dict[str, Any]], str, dict[str, Any]], Any]
+
+
+class RewardNotFound(ValueError):
+    """A reward that cannot be imported or called; the message says why and what is expected."""
+
+
+class User:
+    """Calls `function(prompt, response, row)`; whatever goes wrong there becomes a *missing* score.
+
+    `prompt` is the list of messages, each {"role", "content"} with a list of parts {"type": "text", "text"}
+    or {"type": "image"}; `response` is text; `row` holds the id and the free columns of the data row. All
+    three are copies. The result is a number (a bool counts as 1 or 0). A plain function runs in a thread, one
+    call at a time, since nobody promised that it is thread-safe; `async def` functions run concurrently.
+    """
+
+    def __init__(self, function: Function, timeout_s: float) -> None:
+        self.function, self.timeout_s = function, timeout_s
+        self._turn = asyncio.Lock()
+
+    async def __call__(self, prompt: Prompt, response: Response) -> Score:
+        arguments = (
+            messages_of(prompt),
+            response.text,
+            {"id": prompt.id, **copy.deepcopy(dict(prompt.gold))},
+        )
+        try:
+            result = await self._call(arguments)
+            async with asyncio.timeout(self.timeout_s):
+                result = await result if inspect.isawaitable(result) else result
+        except TimeoutError:
+            return Score(value=None, missing=f"reward_timed_out: no answer after {self.timeout_s:g} s")
+        except Exception as error:
+            return Score(value=None, missing=_raised(error))
+        return as_score(result)
+
+    async def _call(self, arguments: tuple[Any, ...]) -> Any:
+        if inspect.iscoroutinefunction(self.function):
+            return self.function(*arguments)
+        async with self._turn, asyncio.timeout(self.timeout_s):
+            return await _in_thread(lambda: self.function(*arguments))
+
+
+async def _in_thread(work: Callable[[], Any]) -> Any:
+    """`work()` in a daemon thread: one that hangs would keep an executor, and so the process, from ending."""
+    loop = asyncio.get_running_loop()
+    future: asyncio.Future[tuple[Any, BaseException | None]] = loop.create_future()
+
+    def settle(outcome: tuple[Any, BaseException | None]) -> None:
+        if not future.done():  # it is, when the caller stopped waiting
+            future.set_result(outcome)
+
+    def run() -> None:
+        try:
+            outcome = (work(), None)
+        except BaseException as error:  # sys.exit() in a reward must not pass for silence
+            outcome = (None, error)
+        if not loop.is_closed():
+            loop.call_soon_threadsafe(settle, outcome)
+
+    threading.Thread(target=run, name="reward", daemon=True).start()
+    result, error = await future
+    if error is not None:
+        raise error if isinstance(error, Exception) else RuntimeError(repr(error))
+    return result
+
+
+def as_score(result: Any) -> Score:
+    """A score from what a function returned; anything but a finite number is missing, with the reason."""
+    if isinstance(result, str | bytes) or result is None:
+        return Score(value=None, missing=f"reward_returned: {result!r:.80}, expected a number")
+    try:
+        value = float(result)
+    except Exception:
+        return Score(value=None, missing=f"reward_returned: {type(result).__name__}, expected a number")
+    if not np.isfinite(value):
+        return Score(value=None, missing=f"reward_returned: {value}, expected a finite number")
+    return Score(value=value)
+
+
+def messages_of(prompt: Prompt) -> list[dict[str, Any]]:
+    """The messages as plain data, images as placeholders."""
+    return [
+        {
+            "role": message.role,
+            "content": [
+                {"type": "text", "text": part.text} if part.kind == "text" else {"type": part.kind}
+                for part in message.parts
+            ],
+        }
+        for message in prompt.messages
+    ]
+
+
+def find(name: str) -> Function:
+    """The function of "package.module:function" or "path/to/file.py:function".
+
+    Modules are looked up in the current directory first. Raises RewardNotFound.
+    """
+    module_name, _, function_name = name.rpartition(":")
+    try:
+        module = _load_file(Path(module_name)) if module_name.endswith(".py") else _import(module_name)
+    except RewardNotFound:
+        raise
+    except BaseException as error:  # also SystemExit of a script that was not meant to be imported
+        if isinstance(error, KeyboardInterrupt):
+            raise
+        raise RewardNotFound(
+            f"reward {name!r}: importing it failed: {type(error).__name__}: {error}"
+        ) from error
+    function = getattr(module, function_name, None)
+    if function is None:
+        members = cast("dict[str, Any]", vars(module))
+        functions = [n for n, f in members.items() if inspect.isfunction(f) and not n.startswith("_")]
+        has = f"it has {', '.join(functions)}" if functions else "it has no functions"
+        raise RewardNotFound(f"reward {name!r}: {module_name} has no {function_name!r}; {has}")
+    if not callable(function):
+        raise RewardNotFound(f"reward {name!r}: expected a function, got a {type(function).__name__}")
+    _check_signature(name, function)
+    return cast("Function", function)
+
+
+def _import(name: str) -> Any:
+    if os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())
+    importlib.invalidate_caches()
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        if error.name is None or not (name == error.name or name.startswith(error.name + ".")):
+            raise  # the module is there, but something that it imports is not
+        raise RewardNotFound(
+            f"reward: there is no module {error.name!r} in {os.getcwd()} or on the Python path; run the "
+            "command from the folder that holds it, or give path/to/file.py:function"
+        ) from None
+
+
+def _load_file(path: Path) -> Any:
+    if not path.is_file():
+        raise RewardNotFound(f"reward: {path}: no such file")
+    name = f"plumbline_user_{path.stem}"
+    spec = importlib.util.spec_from_file_location(name, path)
+    if spec is None or spec.loader is None:
+        raise RewardNotFound(f"reward: {path}: not a Python file")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # dataclasses of the file look themselves up by module name
+    spec.loader.exec_module(module)
+    return module
+
+
+def _check_signature(name: str, function: Callable[..., Any]) -> None:
+    try:
+        signature = inspect.signature(function)
+    except (TypeError, ValueError):  # some built-in functions have none
+        return
+    try:
+        signature.bind([], "", {})
+    except TypeError as error:
+        raise RewardNotFound(
+            f"reward {name!r}: expected a function of (prompt, response, row), got {_name_of(function)}"
+            f"{signature}: {error}"
+        ) from None
+
+
+def _name_of(function: Callable[..., Any]) -> str:
+    return getattr(function, "__qualname__", type(function).__name__)
+
+
+def _raised(error: Exception) -> str:
+    return f"reward_raised: {type(error).__name__}: {error}"[:300]

@@ -1,0 +1,132 @@
+"""Groups to learn from, and one rank of training as a process of its own: `python cases.py SPEC.json RANK`."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from actors.learner import Learner
+from pipelines.objectives.anchor import Anchor
+from pipelines.objectives.base import Objective
+from pipelines.objectives.pair import Pair
+from pipelines.settings import LearnerSettings
+from pipelines.types import Candidate, Comparison, Group, Media, Message, Op, Part, Preference
+from pipelines.types import Prompt, Response, Score
+
+EOS = 2
+FIRST_WORD = 8  # ids below are special tokens
+
+
+def picture(rng: np.random.Generator, **kwargs: Any) -> Media:
+    pixels = rng.integers(0, 255, (64, 64, 3), dtype=np.uint8)
+    return Media(kind="image", space="rgb8", payload=pixels, **kwargs)
+
+
+def answer(rng: np.random.Generator) -> Response:
+    words = rng.integers(FIRST_WORD, 100, int(rng.integers(3, 12))).tolist()
+    return Response(tokens=(*words, EOS), text=" ".join(map(str, words)))
+
+
+def group(seed: int, *, images: bool = True, damaged: bool = True) -> Group:
+    """One comparison: a text edge, and a media edge when the prompt has images and `damaged` is set."""
+    rng = np.random.default_rng(seed)
+    clean = picture(rng)
+    broken = picture(rng, parent=clean.digest, op=Op(name="noise", params={"strength": 1.0}, seed=seed))
+    words = Part(kind="text", text="is there a red one top left ?" if seed % 2 else "describe the image .")
+    parts = (Part(kind="image", digest=clean.digest), words) if images else (words,)
+    prompt = Prompt(id=f"row-{seed}", messages=(Message(role="user", parts=parts),))
+    media_edge = images and damaged
+    prompts = (prompt, prompt.with_media({clean.digest: broken.digest}, "m")) if media_edge else (prompt,)
+    candidates = [
+        Candidate(prompt=0, response=0, role="w@x", score=Score(value=1.0, parts={"right": 2.0})),
+        Candidate(prompt=0, response=1, role="l@x", score=Score(value=-1.0, parts={"right": 0.0})),
+    ]
+    edges = [Preference(name="text", winner=0, loser=1, weight=1.0 + 0.25 * (seed % 3))]
+    if media_edge:
+        candidates.append(Candidate(prompt=1, response=0, role="w@m"))
+        edges.append(Preference(name="media", winner=0, loser=2, margin=0.1))
+    comparison = Comparison(
+        id=f"group-{seed}/0",
+        prompts=prompts,
+        responses=(answer(rng), answer(rng)),
+        candidates=tuple(candidates),
+        preferences=tuple(edges),
+    )
+    media = {item.digest: item for item in (clean, broken)} if images else {}
+    return Group(
+        id=f"group-{seed}",
+        fence=0,
+        comparisons=(comparison,),
+        media=media,
+        version=0,
+        facts={"reward": float(seed)},
+    )
+
+
+def objective() -> Objective:
+    return Pair("text") + 0.5 * Pair("media") + Anchor("text.winner")
+
+
+class Recording(Learner):
+    """Keeps the whole gradient of every step before it is applied."""
+
+    gradients: dict[str, np.ndarray]
+
+    def _optimize(self, step: int) -> tuple[float, float, bool]:
+        from deepspeed.utils import safe_get_full_grad
+
+        plain = self.settings.zero_stage == 0
+        found = {
+            name: parameter.grad if plain else safe_get_full_grad(parameter)
+            for name, parameter in self._model.named_parameters()
+            if parameter.requires_grad
+        }
+        self.gradients = {
+            name: np.zeros(0) if grad is None else grad.float().numpy().copy() for name, grad in found.items()
+        }
+        return super()._optimize(step)
+
+
+def shards(spec: dict[str, Any], world: int) -> list[list[Group]]:
+    """Groups per rank; with one rank all of them, in the same order."""
+    per_rank = [[group(seed, images=images) for seed, images in rank] for rank in spec["groups"]]
+    return per_rank if world > 1 else [[item for rank in per_rank for item in rank]]
+
+
+def train(spec: dict[str, Any], stage: int, rank: int, world: int) -> tuple[Recording, list[Any]]:
+    """Some steps on the spec's groups; the results of each step."""
+    settings = LearnerSettings(zero_stage=stage, micro_batch=spec["micro_batch"], warmup_steps=0, lr=1e-3)
+    learner = Recording(spec["model"], settings, objective(), seed=1, rank=rank, world=world)
+    mine = shards(spec, world)
+    largest = max(len(share) for share in mine)
+    return learner, [learner.train_step(mine[rank], largest, step + 1) for step in range(spec["steps"])]
+
+
+def main() -> None:
+    torch.set_num_threads(1)
+    spec: dict[str, Any] = json.loads(Path(sys.argv[1]).read_text())
+    rank, world = int(sys.argv[2]), len(spec["groups"])
+    import torch.distributed as dist
+    from datetime import timedelta
+
+    store = f"file://{spec['folder']}/rendezvous"
+    dist.init_process_group("gloo", init_method=store, rank=rank, world_size=world, timeout=timedelta(seconds=60))
+    for stage in spec["stages"]:
+        learner, results = train(spec, stage, rank, world)
+        weights = learner.export()
+        if rank == 0:
+            np.savez(f"{spec['folder']}/gradients-{stage}.npz", **learner.gradients)
+            np.savez(f"{spec['folder']}/weights-{stage}.npz", **weights)
+            metrics = [result.metrics for result in results]
+            Path(f"{spec['folder']}/metrics-{stage}.json").write_text(json.dumps(metrics))
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main()

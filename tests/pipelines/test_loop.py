@@ -1,0 +1,322 @@
+"""The loop with the real ledger and fakes around it: timings are random, the log is the learner's own."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+
+from actors.ledger import Ledger
+from pipelines.admission import Admission
+from pipelines.loop import Limits, LocalProducer, RoleFailed, RunFailed, drive
+from pipelines.types import (
+    Candidate,
+    Comparison,
+    Fault,
+    Group,
+    Lease,
+    Message,
+    Part,
+    Preference,
+    Prompt,
+    Receipt,
+    Response,
+)
+
+FAST = Limits(tick_s=0.002, rest_s=0.002, patience_s=5, drain_s=0.5)
+
+
+def comparison(name: str) -> Comparison:
+    prompt = Prompt(id=name, messages=(Message(role="user", parts=(Part(kind="text", text=name),)),))
+    answers = tuple(Response(tokens=(token,), text=str(token)) for token in (1, 2))
+    cells = tuple(Candidate(prompt=0, response=i, role=role) for i, role in enumerate(("w@x", "l@x")))
+    edge = Preference(name="text", winner=0, loser=1)
+    return Comparison(id=name, prompts=(prompt,), responses=answers, candidates=cells, preferences=(edge,))
+
+
+@dataclass
+class Prompts:
+    """Counts up; ends after `rows`."""
+
+    rows: int | None = None
+    cursor: int = 0
+
+    async def next(self, limit: int) -> list[tuple[int, int, str, list[Any]]]:
+        stop = self.cursor + limit if self.rows is None else min(self.cursor + limit, self.rows)
+        items = [(cursor, 0, f"p{cursor}", [cursor]) for cursor in range(self.cursor, stop)]
+        self.cursor = stop
+        return items
+
+
+@dataclass
+class Fleet:
+    proved: dict[int, int]
+
+    def versions(self) -> dict[int, int]:
+        return dict(self.proved)
+
+
+@dataclass
+class World:
+    """A ledger, generators whose version lags, and a learner that keeps its own log of what it trained."""
+
+    steps: int = 5
+    groups: int = 4
+    lag: int = 1
+    sync_every: int = 1
+    rows: int | None = None
+    generators: int = 2
+    seed: int = 0
+    settings: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        sizes = dict(
+            max_lag=self.lag, sync_every=self.sync_every, groups_per_step=self.groups, max_steps=self.steps
+        )
+        self.admission = Admission(**sizes)
+        self.ledger = Ledger("run", 1, **sizes, wait_s=5, **self.settings)
+        self.prompts = Prompts(self.rows)
+        self.fleet = Fleet(dict.fromkeys(range(self.generators), 0))
+        self.random = random.Random(self.seed)
+        self.stop = asyncio.Event()
+        self.log: list[tuple[int, str, int]] = []  # step, group, version: written by the learner
+        self.events: list[tuple[str, Any]] = []
+        self.leases: list[Lease] = []
+        self.live = self.most_live = 0
+
+    async def nap(self) -> None:
+        await asyncio.sleep(self.random.random() * 0.003)
+
+    def group(self, lease: Lease, version: int, dropped: str | None = None) -> Group:
+        made = () if dropped else (comparison(lease.group),)
+        return Group(
+            id=lease.group, fence=lease.fence, comparisons=made, media={}, version=version, dropped=dropped
+        )
+
+    async def produce(self, lease: Lease, parcel: Any) -> Receipt | Fault:
+        self.leases.append(lease)
+        version = self.fleet.proved[lease.generator]
+        self.live += 1
+        self.most_live = max(self.most_live, self.live)
+        await self.nap()
+        self.live -= 1
+        return await self.ledger.accept(self.group(lease, version))
+
+    async def learn(self) -> None:
+        tasks = []
+        for step in range(1, self.steps + 2):
+            shard = await self.ledger.pull(1, step, 0, 1)
+            if shard.stop:
+                break
+            self.log += [(step, group.id, group.version) for group in shard.groups]
+            self.events.append(("train", step))
+            await self.nap()
+            await self.ledger.trained(1, step, {})
+            if step % self.sync_every == 0:
+                await self.ledger.published(step // self.sync_every)
+                tasks.append(asyncio.create_task(self.sync(step // self.sync_every)))
+        await asyncio.gather(*tasks)
+
+    async def sync(self, number: int) -> None:
+        for generator in self.fleet.proved:
+            await self.nap()
+            self.fleet.proved[generator] = max(number, self.fleet.proved[generator])
+
+    def drive(self, work: Any = None) -> Any:
+        producer = LocalProducer(work or self.produce, timeout_s=2)
+        return drive(self.prompts, producer, self.ledger, self.fleet, self.admission, self.stop, FAST)
+
+    async def run(self, work: Any = None) -> dict[str, Any]:
+        await asyncio.wait_for(asyncio.gather(self.learn(), self.drive(work)), 20)
+        self.ledger.check()
+        return await self.ledger.counts()
+
+
+def run(world: World, work: Any = None) -> dict[str, Any]:
+    return asyncio.run(world.run(work))
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize(("lag", "sync_every"), [(0, 1), (1, 1), (0, 2), (2, 3)])
+def test_nothing_is_trained_above_the_lag(seed: int, lag: int, sync_every: int) -> None:
+    world = World(lag=lag, sync_every=sync_every, seed=seed, steps=7)
+    counts = run(world)
+    assert max((step - 1) // sync_every - version for step, _, version in world.log) <= lag
+    assert len(world.log) == len({group for _, group, _ in world.log}) == 7 * 4 == counts["trained"]
+    assert counts["issued"] == counts["trained"] + sum(counts["dropped"].values())
+    assert counts["leased"] == counts["buffered"] == counts["sealed"] == counts["released"] == 0
+
+
+def test_strictly_on_policy_never_overlaps_two_steps() -> None:
+    world = World(lag=0, steps=6)
+    run(world)
+    assert all(version == step - 1 for step, _, version in world.log)
+    assert world.most_live <= world.groups
+    assert len(world.leases) == 6 * 4  # nothing was sampled in vain
+
+
+def test_end_of_data_trains_a_smaller_step() -> None:
+    world = World(rows=10, steps=50, groups=4)
+    counts = run(world)
+    assert Counter(step for step, _, _ in world.log) == {1: 4, 2: 4, 3: 2}
+    assert counts["issued"] == counts["trained"] == 10
+
+
+def test_faults_are_issued_again_with_a_new_fence_and_nothing_is_lost() -> None:
+    world = World(steps=4, generators=2)
+    tries: Counter[int] = Counter()
+
+    async def flaky(lease: Lease, parcel: Any) -> Receipt | Fault:
+        tries[lease.cursor] += 1
+        if lease.cursor % 3 == 0 and tries[lease.cursor] < 3:
+            raise RoleFailed("generator_died", "generator", "node a")
+        return await world.produce(lease, parcel)
+
+    counts = run(world, flaky)
+    assert counts["trained"] == 16 and counts["dropped"] == {}
+    assert all(tries[cursor] == (3 if cursor % 3 == 0 else 1) for cursor in range(16))
+    assert counts["retried"] == 2 * 6
+    fences = [lease.fence for lease in world.leases]
+    assert len(set(fences)) == len(fences)
+
+
+def test_a_poisoned_prompt_is_dead_lettered_with_its_evidence() -> None:
+    world = World(steps=3)
+
+    async def poisoned(lease: Lease, parcel: Any) -> Receipt | Fault:
+        if lease.cursor == 2:
+            raise RoleFailed("scorer_died", "scorer", "exit code 9")
+        return await world.produce(lease, parcel)
+
+    counts = run(world, poisoned)
+    assert counts["dropped"] == {"dead_letter": 1} and counts["trained"] == 12
+    [drop] = [event for event in asyncio.run(world.ledger.events(0)) if event["event"] == "drop"]
+    assert drop["detail"].count("exit code 9") == 3 and drop["cursor"] == 2
+
+
+def test_a_fault_that_cannot_heal_is_dropped_at_once_under_its_own_name() -> None:
+    world = World(steps=2)
+
+    async def bad(lease: Lease, parcel: Any) -> Receipt | Fault:
+        if lease.cursor == 0:
+            raise ValueError("a special token in the text")
+        return await world.produce(lease, parcel)
+
+    counts = run(world, bad)
+    assert counts["dropped"] == {"value_error": 1} and counts["retried"] == 0 and counts["trained"] == 8
+
+
+def test_a_stopped_run_leases_nothing_more_and_lets_work_finish() -> None:
+    world = World(steps=100)
+
+    async def main() -> None:
+        learning = asyncio.create_task(world.learn())
+        driving = asyncio.create_task(world.drive())
+        while len(world.log) < 2 * world.groups:
+            await asyncio.sleep(0.001)
+        world.stop.set()
+        leased = len(world.leases)
+        await asyncio.wait_for(asyncio.gather(learning, driving), 5)
+        # A lease whose task was created but had not begun when the signal came still counts as under way.
+        assert len(world.leases) - leased <= (world.lag + 1) * world.groups
+        assert world.live == 0
+        assert (await world.ledger.state()).phase == "stopping"
+        await world.ledger.release()
+        world.ledger.check()
+
+    asyncio.run(main())
+    counts = asyncio.run(world.ledger.counts())
+    assert counts["issued"] == counts["trained"] + counts["released"]
+    assert counts["leased"] == counts["buffered"] == counts["sealed"] == 0
+    assert counts["trained"] == len(world.log)
+
+
+def test_work_that_hangs_is_abandoned_after_the_drain_and_released() -> None:
+    world = World(steps=100, groups=2)
+
+    async def hang(lease: Lease, parcel: Any) -> Receipt | Fault:
+        world.leases.append(lease)
+        world.stop.set()
+        await asyncio.sleep(60)
+        raise AssertionError
+
+    async def main() -> dict[str, Any]:
+        await asyncio.wait_for(world.drive(hang), 5)
+        assert len(asyncio.all_tasks()) == 1  # nothing outlives the loop
+        await world.ledger.release()
+        return await world.ledger.counts()
+
+    counts = asyncio.run(main())
+    assert counts["released"] == counts["issued"] == len(world.leases) > 0
+
+
+def test_too_many_drops_for_one_reason_end_the_run_and_name_it() -> None:
+    world = World(steps=100, settings={"max_drop_share": 0.5})
+
+    async def tie(lease: Lease, parcel: Any) -> Receipt | Fault:
+        return await world.ledger.accept(world.group(lease, 0, dropped="tie"))
+
+    async def main() -> list[Any]:
+        return await asyncio.gather(world.learn(), world.drive(tie), return_exceptions=True)
+
+    learner, driver = asyncio.run(main())
+    assert isinstance(learner, RunFailed) and isinstance(driver, RunFailed)
+    assert "'tie'" in str(driver) and "max_drop_share=0.5" in str(driver)
+
+
+def test_a_run_in_which_nothing_moves_says_who_holds_what() -> None:
+    world = World(groups=2, lag=0)
+
+    async def silent(lease: Lease, parcel: Any) -> Receipt | Fault:
+        await asyncio.sleep(60)
+        raise AssertionError
+
+    limits = Limits(tick_s=0.005, patience_s=0.1)
+    with pytest.raises(RunFailed, match=r"nothing moved for 0\.1 s.*Under way: 2 groups"):
+        asyncio.run(
+            drive(
+                world.prompts,
+                LocalProducer(silent),
+                world.ledger,
+                world.fleet,
+                world.admission,
+                world.stop,
+                limits,
+            )
+        )
+
+
+def test_work_goes_to_the_generator_with_the_fewest_leases_that_admits() -> None:
+    world = World(steps=2, groups=6, generators=3, lag=0)
+    world.fleet.proved[1] = -1  # has proved nothing for step 1
+    run(world)
+    first = Counter(lease.generator for lease in world.leases[:6])
+    assert first == {0: 3, 2: 3}
+
+
+def test_a_resumed_run_skips_what_is_settled_and_trains_the_rest_once() -> None:
+    first = World(steps=3, seed=1)
+    run(first)
+    snapshot = asyncio.run(first.ledger.snapshot(2))
+    second = World(steps=3, seed=2)
+    second.ledger = Ledger("run", 2, 4, 1, 1, 3, wait_s=5)
+    second.fleet.proved = {0: 2, 1: 2}
+
+    async def resume() -> None:
+        await second.ledger.restore(snapshot)
+        driving = asyncio.create_task(second.drive())
+        shard = await second.ledger.pull(2, 3, 0, 1)
+        second.log = [(3, group.id, group.version) for group in shard.groups]
+        await second.ledger.trained(2, 3, {})
+        await driving
+
+    asyncio.run(asyncio.wait_for(resume(), 5))
+    kept = {group for step, group, _ in first.log if step <= 2}
+    again = {group for _, group, _ in second.log}
+    assert len(kept) == 8 and len(again) == 4 and not kept & again
+    counts = asyncio.run(second.ledger.counts())
+    assert counts["trained"] == 12 and counts["issued"] == 12 + sum(counts["dropped"].values())

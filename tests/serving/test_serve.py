@@ -1,0 +1,199 @@
+"""One real endpoint (Ray Serve, vLLM on CPU) for all tests of this file: it takes over a minute to start."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import os
+import re
+import shlex
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from PIL import Image, ImageDraw
+
+from pipelines.worlds.glyphs.vocabulary import WORDS
+
+START_TIMEOUT_S = 300
+REQUEST_TIMEOUT_S = 120
+
+
+@dataclass
+class Endpoint:
+    process: subprocess.Popen[str]
+    port: int
+    output: list[str] = field(default_factory=list)
+
+    @property
+    def model(self) -> str:
+        (name,) = (found[1] for line in self.output if (found := re.match(r"serving (\S+) at http", line)))
+        return name
+
+    def request(self, path: str, body: dict[str, Any] | None = None) -> tuple[int, dict[str, Any]]:
+        data = None if body is None else json.dumps(body).encode()
+        request = urllib.request.Request(
+            f"http://127.0.0.1:{self.port}{path}", data=data, headers={"Content-Type": "application/json"}
+        )
+        try:
+            with urllib.request.urlopen(request, timeout=REQUEST_TIMEOUT_S) as answer:
+                return answer.status, json.load(answer)
+        except urllib.error.HTTPError as error:
+            return error.code, json.loads(error.read())
+
+    def chat(self, *content: dict[str, Any], model: str | None = None) -> tuple[int, dict[str, Any]]:
+        message = {"role": "user", "content": list(content)}
+        body = {"model": model or self.model, "messages": [message], "max_tokens": 48, "temperature": 0}
+        return self.request("/v1/chat/completions", body)
+
+
+def picture(url: str) -> dict[str, Any]:
+    return {"type": "image_url", "image_url": {"url": url}}
+
+
+QUESTION = {"type": "text", "text": "describe the image ."}
+
+
+@pytest.fixture(scope="module")
+def png() -> str:
+    image = Image.new("RGB", (64, 64))
+    ImageDraw.Draw(image).line([(12, 4), (12, 26)], fill=(255, 0, 0), width=5)
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG")
+    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+
+
+@pytest.fixture(scope="module")
+def endpoint(served_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Endpoint]:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    environment = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}
+    errors = tmp_path_factory.mktemp("serve") / "stderr"
+    with errors.open("w") as stderr:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "pipelines.cli", "serve", str(served_checkpoint), "--port", str(port)],
+            env=environment,
+            cwd=Path(__file__).parents[2],
+            stdout=subprocess.PIPE,
+            stderr=stderr,
+            text=True,
+        )
+    started = Endpoint(process=process, port=port)
+    watchdog = threading.Timer(START_TIMEOUT_S, process.terminate)
+    watchdog.start()
+    try:
+        assert process.stdout is not None
+        for line in process.stdout:
+            started.output.append(line)
+            if line.startswith("curl "):
+                break
+        watchdog.cancel()
+        if not started.output or not started.output[-1].startswith("curl "):
+            pytest.fail(f"the endpoint did not start: {started.output}\n{errors.read_text()[-4000:]}")
+        yield started
+    finally:
+        watchdog.cancel()
+        if process.poll() is None:
+            process.terminate()
+            process.wait(60)
+
+
+def test_an_image_in_the_request_is_captioned(endpoint: Endpoint, png: str) -> None:
+    status, answer = endpoint.chat(picture(png), QUESTION)
+
+    assert status == 200, answer
+    caption = answer["choices"][0]["message"]["content"]
+    assert caption.split() and set(caption.split()) <= set(WORDS)
+    image_tokens = 16  # of 64x64 pixels
+    assert answer["usage"]["prompt_tokens"] > image_tokens + len(QUESTION["text"].split())
+
+
+def test_the_image_changes_what_the_model_says(endpoint: Endpoint, png: str) -> None:
+    blank = io.BytesIO()
+    Image.new("RGB", (64, 64), "white").save(blank, "PNG")
+    other = "data:image/png;base64," + base64.b64encode(blank.getvalue()).decode()
+    body = {"model": endpoint.model, "max_tokens": 1, "temperature": 0, "logprobs": True}
+
+    def logprob(url: str) -> float:
+        messages = [{"role": "user", "content": [picture(url), QUESTION]}]
+        status, answer = endpoint.request("/v1/chat/completions", {**body, "messages": messages})
+        assert status == 200, answer
+        return answer["choices"][0]["logprobs"]["content"][0]["logprob"]
+
+    assert logprob(png) == pytest.approx(logprob(png), abs=1e-4)
+    assert logprob(png) != pytest.approx(logprob(other), abs=1e-4)
+
+
+def test_the_printed_curl_command_is_ready_to_paste(endpoint: Endpoint) -> None:
+    command = shlex.split(endpoint.output[-1])
+
+    assert command[1] == f"http://127.0.0.1:{endpoint.port}/v1/chat/completions"
+    status, answer = endpoint.request("/v1/chat/completions", json.loads(command[command.index("-d") + 1]))
+    assert status == 200, answer
+    assert any(f" at http://127.0.0.1:{endpoint.port}/v1 " in line for line in endpoint.output)
+
+
+def test_the_model_list_has_the_printed_name(endpoint: Endpoint) -> None:
+    status, answer = endpoint.request("/v1/models")
+
+    assert status == 200
+    assert [model["id"] for model in answer["data"]] == [endpoint.model]
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "data:image/png;base64,bm90IGFuIGltYWdl",  # base64 of text
+        "http://127.0.0.1:9/picture.png",  # nothing is fetched for a client
+    ],
+)
+def test_an_unusable_image_is_the_clients_error(endpoint: Endpoint, url: str, png: str) -> None:
+    status, answer = endpoint.chat(picture(url), QUESTION)
+
+    assert 400 <= status < 500, answer
+    assert endpoint.chat(picture(png), QUESTION)[0] == 200, "the engine must survive a bad request"
+
+
+def test_a_file_of_the_server_is_not_read(endpoint: Endpoint, png: str) -> None:
+    status, answer = endpoint.chat(picture("file:///etc/hostname"), QUESTION)
+
+    assert status >= 400 and "choices" not in answer  # the engine calls it its own error, not the client's
+    assert endpoint.chat(picture(png), QUESTION)[0] == 200
+
+
+def test_an_unknown_model_is_not_found(endpoint: Endpoint) -> None:
+    assert endpoint.chat(QUESTION, model="somebody-else")[0] == 404
+
+
+def test_the_endpoint_listens_on_loopback_only(endpoint: Endpoint) -> None:
+    listening = [
+        connection.laddr.ip
+        for process in psutil.Process(endpoint.process.pid).children(recursive=True)
+        for connection in process.net_connections("inet")
+        if connection.status == psutil.CONN_LISTEN and connection.laddr.port == endpoint.port
+    ]
+
+    assert listening and set(listening) == {"127.0.0.1"}
+
+
+def test_sigterm_ends_it_and_leaves_no_process(endpoint: Endpoint) -> None:
+    """The last test of this file, for it ends the endpoint."""
+    started = psutil.Process(endpoint.process.pid).children(recursive=True)
+    assert any(re.search("VLLM|EngineCore", process.name()) for process in started), "no engine among them"
+
+    endpoint.process.send_signal(signal.SIGTERM)
+
+    assert endpoint.process.wait(120) == 128 + signal.SIGTERM
+    assert [process for process in started if process.is_running()] == []
