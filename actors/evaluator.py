@@ -30,7 +30,7 @@ def judge(rows: list[dict[str, Any]], generator: Any, max_tokens: int, timeout_s
     """One record per row: id, kind, text and the verifier's parts; for questions the true answer."""
     world = Glyphs()
     source = GlyphsSource(count=len(rows), seed=0)
-    prompts = [source.prompt(row, position) for position, row in enumerate(rows)]
+    prompts = [source.prompt(row) for row in rows]
     texts = ray.get(generator.greedy.remote(prompts, max_tokens), timeout=timeout_s)
     records: list[dict[str, Any]] = []
     for row, text in zip(rows, texts, strict=True):

@@ -310,17 +310,22 @@ class Generator:
             parts["canary"] = self._judge_canaries(now)
             if all(part.result != "failed" for part in parts.values()):
                 if self._held is None:
-                    self._floor = proof.noise_floor(now, self._repeat_noise, self._settings.dtype)
+                    self._floor = proof.noise_floor(now, self._repeat_noise, self._precision(version))
                 held = Held(number=version.number, canaries=now)
         self._tainted = held is None
         return parts, held
+
+    def _precision(self, version: WeightVersion) -> str:
+        """The coarser of both sides' number formats."""
+        formats = {self._settings.dtype, *(digest.dtype for digest in version.manifest.values())}
+        return "float32" if formats == {"float32"} else "bfloat16"
 
     def _judge_canaries(self, now: proof.Canaries) -> proof.Verdict:
         if len(now.learner) != len(now.own):
             detail = {"error": f"the learner reports {len(now.learner)} canaries, the generator has {len(now.own)}"}
             return proof.Verdict(result="failed", detail=detail)
         if self._held is None:
-            return proof.judge_first(now, [len(c.tokens) for c in self._canaries], self._settings.dtype)
+            return proof.judge_first(now, [len(c.tokens) for c in self._canaries])
         return proof.judge_change(self._held.canaries, now, self._floor)
 
     async def _read_canaries(self) -> tuple[float, ...]:

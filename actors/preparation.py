@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import sys
+from dataclasses import replace
 from pathlib import Path
 
 from actors.canaries import make_canaries
-from actors.checkpoints import newest_verified
+from actors.checkpoints import BadCheckpoint, newest_verified
 from actors.crew import Plan
 from actors.processing import Processing
-from pipelines import identity, recipes
-from pipelines.data import open_source
-from pipelines.data.base import admit
+from pipelines import checkpoint, identity, recipes
+from pipelines.data import admit, open_source
 from pipelines.rewards import load_reward
 from pipelines.settings import Settings, SettingsError, model_path, to_yaml
 
@@ -24,12 +25,12 @@ def prepare(settings: Settings, run_dir: Path, *, resume: bool) -> Plan:
     recipe = recipes.load(settings.recipe, settings.method)
     load_reward(settings)  # only to fail here rather than in a worker
     base = model_path(settings)
-    processing = Processing(base, settings.rollout.engine.max_model_len)
-    source = open_source(settings, processing.special)
+    checkpoint.inspect(base)
+    source = open_source(settings)
     run_dir.mkdir(parents=True, exist_ok=True)
     inventory = source.inventory()
     admit(inventory, settings.data.max_bad_rows, run_dir / "bad_rows.jsonl")
-    canaries = make_canaries(source, processing)
+    canaries = make_canaries(source, Processing(base, settings.rollout.engine.max_model_len))
     (run_dir / "config.yaml").write_text(to_yaml(settings))
     plan = Plan(
         settings=settings,
@@ -45,17 +46,21 @@ def prepare(settings: Settings, run_dir: Path, *, resume: bool) -> Plan:
 
 def resumed(plan: Plan) -> Plan:
     """The plan of the next attempt, from the newest checkpoint that verifies."""
-    from dataclasses import replace
-
-    found = newest_verified(plan.run_dir)
+    try:
+        found = newest_verified(plan.run_dir)
+    except BadCheckpoint as error:
+        raise SettingsError(f"--resume: {error}") from error
     if found is None:
-        raise SettingsError(
-            f"--resume: {plan.run_dir} holds no checkpoint that verifies; start the run without --resume"
-        )
+        raise SettingsError(f"--resume: {plan.run_dir} holds no checkpoint; start the run without --resume")
+    for rejected in found.rejected:
+        print(f"plumbline: a newer checkpoint is left aside: {rejected}", file=sys.stderr)
+    # A full checkpoint is what the generators start from; an adapter is published onto the unchanged base.
+    model = plan.model if plan.settings.learner.lora else found.path
     return replace(
         plan,
+        model=model,
         resumed=found.path,
         attempt=found.manifest["attempt"] + 1,
-        step=found.manifest["step"],
-        ledger=found.manifest["ledger"],
+        step=found.step,
+        ledger=dict(found.manifest["ledger"]),
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ray.actor import ActorHandle
 from ray.exceptions import (
@@ -21,6 +21,15 @@ from ray.exceptions import (
 
 from pipelines.loop import Parcel, RoleFailed
 from pipelines.types import Fault, Lease, Receipt
+
+# A handle stands in for any protocol, which no annotation of `__getattr__` can say.
+_Anything = Any if TYPE_CHECKING else object
+
+# To a type checker a `Remote` stands in for every protocol; at run time Python 3.11 cannot derive from Any.
+if TYPE_CHECKING:
+    Anything = Any
+else:
+    Anything = object
 
 SHUN_S = 2.0  # a scorer that just died is least busy; without this it would draw every lease
 
@@ -48,11 +57,10 @@ def named(error: BaseException, role: str) -> RoleFailed:
     return RoleFailed.of(error, role)
 
 
-class Remote(Any):
+class Remote(_Anything):
     """An actor handle that is called like the object itself: `await Remote(handle).pull(...)`.
 
-    Every call has the deadline `timeout_s` and raises RoleFailed. It derives from Any since it stands in for
-    every protocol.
+    Every call has the deadline `timeout_s` and raises RoleFailed.
     """
 
     def __init__(self, handle: Any, role: str = "actor", timeout_s: float = 600.0) -> None:

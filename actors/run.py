@@ -20,19 +20,24 @@ import contextlib
 import os
 import signal
 import sys
+import tempfile
+import threading
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
-from actors.crew import Crew, Plan, build, trainer
+from actors.checkpoints import newest_verified
+from actors.crew import Crew, Plan, build, generator, trainer
 from actors.evaluator import evaluate, heldout_rows
 from actors.fleet import Fleet
 from actors.placement import ray_session
 from actors.preparation import prepare
 from actors.producer import RayProducer, Remote
+from pipelines import checkpoint
 from pipelines.admission import Admission
+from pipelines.evaluation import heldout
 from pipelines.journal import Journal
 from pipelines.loop import Limits, drive
 from pipelines.report import render
@@ -69,6 +74,50 @@ def align(
         return asyncio.run(Run(plan, progress or Progress(settings.learner.steps)).execute())
 
 
+def evaluate_checkpoint(settings: Settings, target: Path) -> dict[str, Any]:
+    """Held-out measures of a checkpoint, or of a run's newest one. Raises SettingsError for neither."""
+    model = target
+    if (target / "checkpoints").is_dir():
+        found = newest_verified(target)
+        model = found.path if found else target
+    checkpoint.inspect(model)
+    settings = settings.model_copy(update={"model": str(model)})
+    with ray_session(settings), tempfile.TemporaryDirectory() as folder:
+        plan = prepare(settings, Path(folder), resume=False)
+        return asyncio.run(_evaluate_checkpoint(plan, Path(folder) / "records.jsonl"))
+
+
+async def _evaluate_checkpoint(plan: Plan, path: Path) -> dict[str, Any]:
+    counts, rollout = plan.settings.evaluation, plan.settings.rollout
+    generators = [generator(plan, index) for index in range(rollout.generators)]
+    await asyncio.gather(*(each.start.remote(plan.canaries) for each in generators))
+    rows = list(heldout_rows(counts.scenes, counts.questions))
+    return heldout(await evaluate(generators, rows, path, rollout.max_tokens, 4 * rollout.engine.timeout_s))
+
+
+def in_thread(work: Callable[[], T]) -> asyncio.Future[T]:
+    """Run `work` in a thread that does not keep the process alive, unlike those of asyncio's pool."""
+    loop = asyncio.get_running_loop()
+    future: asyncio.Future[T] = loop.create_future()
+
+    def settle(setter: Callable[[Any], None], value: Any) -> None:
+        if not future.done():
+            setter(value)
+
+    def run() -> None:
+        try:
+            result = work()
+        except BaseException as error:
+            reported, outcome = future.set_exception, error
+        else:
+            reported, outcome = future.set_result, result
+        with contextlib.suppress(RuntimeError):  # the loop is gone: nobody waits any more
+            loop.call_soon_threadsafe(settle, reported, outcome)
+
+    threading.Thread(target=run, name="ray-train", daemon=True).start()
+    return future
+
+
 class Run:
     """One attempt of a run."""
 
@@ -81,7 +130,8 @@ class Run:
         self.events = Journal(plan.run_dir / "events.jsonl")
         self.metrics = Journal(plan.run_dir / "metrics.jsonl")
         self.seconds: dict[str, float] = {}
-        self.guards: list[asyncio.Task[Any]] = []
+        self.fit: asyncio.Future[Any] | None = None  # the learner, under Ray Train
+        self.guards: list[asyncio.Future[Any]] = []  # they only end by failing, or when the run is over
         self.seen = plan.step  # newest learner step in metrics.jsonl
         self.noted = -1  # newest of the ledger's events in events.jsonl
         self.crew: Crew
@@ -92,35 +142,51 @@ class Run:
         self._watch_signals()
         if self.plan.attempt > 1:
             self.events.write("resumed", attempt=self.plan.attempt, step=self.plan.step)
-        status = "finished"
-        counts: dict[str, Any] = {}
+        failure: BaseException | None = None
+        self.crew = build(self.plan)
         try:
-            self.crew = build(self.plan)
-            with contextlib.suppress(Interrupted):
-                await self._stages()
-            if self.signum is not None:
-                status = f"interrupted: {signal.Signals(self.signum).name}"
-            await self._settle()
+            await self._stages()
+        except Interrupted:
+            pass  # the summary says so
         except BaseException as error:
-            status = f"failed: {type(error).__name__}: {error}"
-            raise
+            failure = error
+        counts = await self._settle()
+        self.progress.close()
+        summary = summarise(
+            self.plan.run_dir,
+            status=self._status(failure),
+            seed=self.settings.seed,
+            comparisons=counts,
+            wall_seconds=time.monotonic() - started,
+        )
+        render(self.plan.run_dir)
+        if failure is not None:
+            raise failure
+        return summary
+
+    def _status(self, failure: BaseException | None) -> str:
+        if failure is not None:
+            return f"failed: {type(failure).__name__}: {failure}"
+        return f"interrupted: {signal.Signals(self.signum).name}" if self.signum is not None else "finished"
+
+    async def _settle(self) -> dict[str, Any]:
+        """Let the learner save and end, give back what was not trained, and close the journals."""
+        ledger = self.crew.ledger
+        try:
+            if self.fit is not None and not self.fit.done():
+                await asyncio.wait_for(ledger.stop.remote(), 5)
+                await asyncio.wait({self.fit}, timeout=self.settings.stop_grace_s)
+            await asyncio.wait_for(ledger.release.remote(), 10)
+            await self._record_new_steps()
+            return await asyncio.wait_for(ledger.counts.remote(), 10)
+        except Exception as error:  # a summary without counts is better than none
+            return {"unknown": f"the ledger did not answer: {type(error).__name__}"}
         finally:
             for guard in self.guards:
                 guard.cancel()
-            counts = await self._counts()
             self.events.write("stage_seconds", seconds=self.seconds)
-            self.progress.close()
-            summary = summarise(
-                self.plan.run_dir,
-                status=status,
-                seed=self.settings.seed,
-                comparisons=counts,
-                wall_seconds=time.monotonic() - started,
-            )
             self.events.close()
             self.metrics.close()
-        render(self.plan.run_dir)
-        return summary
 
     # -- stages ---------------------------------------------------------------------------------------------
 
@@ -130,8 +196,8 @@ class Run:
         self.fleet = Fleet(
             crew.generators, crew.publisher, self.events, self.settings.rollout.engine.timeout_s
         )
-        fit = asyncio.create_task(asyncio.to_thread(trainer(plan, crew).fit))
-        self.guards = [fit, asyncio.create_task(self._record_steps())]
+        self.fit = in_thread(trainer(plan, crew).fit)
+        self.guards = [self.fit, asyncio.create_task(self._record_steps())]
         async with self._stage("start"):
             started = asyncio.gather(*(g.start.remote(plan.canaries) for g in crew.generators))
             await self._guarded(started)
@@ -145,9 +211,9 @@ class Run:
             producer = RayProducer(crew.scorers, timeout_s=4 * self.settings.rollout.engine.timeout_s)
             await self._guarded(
                 drive(
-                    Remote(crew.prompts),
+                    Remote(crew.prompts, "data"),
                     producer,
-                    Remote(crew.ledger),
+                    Remote(crew.ledger, "ledger"),
                     self.fleet,
                     self._admission(),
                     self.stop,
@@ -155,8 +221,8 @@ class Run:
                 ),
                 stoppable=False,
             )
-            self.guards.remove(fit)
-            await self._guarded(fit, stoppable=False)
+            self.guards.remove(self.fit)
+            await self._guarded(self.fit, stoppable=False)
             await self._record_new_steps()
         if self.stop.is_set():
             return
@@ -198,22 +264,6 @@ class Run:
             difficulty = await self._guarded(surveyed)
             await self._guarded(crew.prompts.reorder.remote(order(difficulty)))
             self.events.write("survey", prompts=len(prompts), difficulty=[round(d, 4) for d in difficulty])
-
-    async def _settle(self) -> None:
-        """After the loop: the learner has saved; give back what was not trained."""
-        if self.stop.is_set():
-            with contextlib.suppress(Exception):
-                await asyncio.wait_for(self.crew.ledger.stop.remote(), 5)
-            waiting = [guard for guard in self.guards if not guard.done()][:1]
-            await asyncio.wait(waiting, timeout=self.settings.stop_grace_s) if waiting else None
-            await asyncio.wait_for(self.crew.ledger.release.remote(), 5)
-        await self._record_new_steps()
-
-    async def _counts(self) -> dict[str, Any]:
-        try:
-            return await asyncio.wait_for(self.crew.ledger.counts.remote(), 10)
-        except Exception as error:
-            return {"unknown": f"the ledger did not answer: {type(error).__name__}"}
 
     # -- helpers --------------------------------------------------------------------------------------------
 

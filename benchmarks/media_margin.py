@@ -40,7 +40,7 @@ def cells() -> dict[str, list[Cell]]:
     source = GlyphsSource(count=SCENES, seed=SEED)
     found: dict[str, list[Cell]] = {name: [] for name in ("clean", *DAMAGES)}
     for position, row in enumerate(Glyphs().rows("heldout", SCENES, SEED, "caption")):
-        prompt, media = source.prompt(row, position)
+        prompt, media = source.prompt(row)
         [digest] = prompt.media
         found["clean"].append((prompt, media, row["answer"]))
         for name, (perturbation, selector) in DAMAGES.items():

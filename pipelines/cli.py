@@ -108,7 +108,7 @@ def evaluate(
     """Held-out evaluation of a model on the glyphs world."""
     settings = load(None, overrides or ())
 
-    from actors.run import evaluate as run
+    from actors.run import evaluate_checkpoint as run
 
     measures = run(settings, target)
     _write_json(json_file, measures)
@@ -125,9 +125,11 @@ def validate(arguments: RunArguments = None, json_file: JsonOption = None) -> No
     for finding in findings:
         if finding.ok:
             typer.echo(f"ok      {finding.check}: {finding.text}")
-    failed = [finding for finding in findings if not finding.ok]
-    for finding in failed:
-        typer.echo(f"plumbline: {finding.text}", err=True)
+    failed = dict.fromkeys(
+        finding.text for finding in findings if not finding.ok
+    )  # data need the model as well
+    for text in failed:
+        typer.echo(f"plumbline: {text}", err=True)
     raise typer.Exit(USAGE_ERROR if failed else 0)
 
 

@@ -32,7 +32,7 @@ IMAGES_PER_PROMPT = 4
 START_TIMEOUT_S = 900.0
 STOP_TIMEOUT_S = 5.0  # for processes to end by themselves once Ray has ended
 
-#: What the user's environment sets is kept. `nobind` because vLLM's automatic core binding kills a worker where other processes share the cores.
+#: What the user's environment sets is kept. `nobind`: vLLM's own core binding kills a worker on shared cores.
 ENGINE_ENVIRONMENT = {
     **PROCESS_ENVIRONMENT,
     "VLLM_CPU_KVCACHE_SPACE": "1",
@@ -188,8 +188,8 @@ def _check_serve_is_free(address: str) -> None:
     if status.applications or status.proxies:
         what = ", ".join(status.applications) or "no application yet"
         raise ServeError(
-            f"Ray cluster {address}: Ray Serve runs there already ({what}), and a cluster has one HTTP address. "
-            "End it (`serve shutdown`) or use another cluster"
+            f"Ray cluster {address}: Ray Serve runs there already ({what}), and it has one HTTP "
+            "address. End it (`serve shutdown`) or use another cluster"
         )
 
 

@@ -118,7 +118,9 @@ def shared_run(tmp_path_factory: pytest.TempPathFactory) -> SharedRun:
             first.kill()
             pytest.fail(f"the run did not end within 120 s of Ctrl-C:\n{log.read_text()[-4000:]}")
     if at_signal < 3:
-        pytest.fail(f"the run did not reach step 3 (exit code {interrupted_code}):\n{log.read_text()[-4000:]}")
+        pytest.fail(
+            f"the run did not reach step 3 (exit code {interrupted_code}):\n{log.read_text()[-4000:]}"
+        )
     orphans = wait_until_gone(marker)
     interrupted = json.loads((run_dir / "summary.json").read_text())
     with log.open("a") as output:

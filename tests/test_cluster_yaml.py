@@ -57,7 +57,17 @@ def test_every_node_installs_the_project_with_its_gpu_extra() -> None:
     prepared = check(written_in("cluster.yaml"))
 
     assert any("pip install" in command and ".[gpu]" in command for command in prepared["setup_commands"])
-    assert set(prepared["file_mounts"]) == {"~/plumbline"}
+    assert "~/plumbline" in prepared["file_mounts"]
+
+
+@pytest.mark.parametrize("file", ["cluster.yaml", "docs/clusters.md"])
+def test_every_node_asks_for_the_token(file: str) -> None:
+    prepared = check(written_in(file))
+
+    assert "~/.ray/auth_token" in prepared["file_mounts"]
+    for commands in (prepared["head_start_ray_commands"], prepared["worker_start_ray_commands"]):
+        (start,) = [command for command in commands if "ray start" in command]
+        assert start.startswith("RAY_AUTH_MODE=token ")
 
 
 def test_the_file_describes_machines_only() -> None:

@@ -92,8 +92,8 @@ def read_stamp() -> dict[str, dict[str, str]]:
 
 
 def main() -> None:
-    # The build calls ninja by name, and it is installed beside this interpreter.
-    os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
+    # The build calls ninja by name. Last on the path: a run that finds another ninja would build again.
+    os.environ["PATH"] = f"{os.environ.get('PATH', os.defpath)}{os.pathsep}{Path(sys.executable).parent}"
     done = read_stamp()
     op = installed("torch", "deepspeed")
     warm("compiling DeepSpeed's communication op", op, build_communication_op, done)

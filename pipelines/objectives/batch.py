@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 
@@ -72,19 +72,13 @@ def _edge_table(
     )
 
 
-def weightless(comparison: Comparison) -> Comparison:
-    """The same comparison with weight 0 on every edge: pads a micro-batch without changing any loss."""
-    return replace(comparison, preferences=tuple(replace(p, weight=0.0) for p in comparison.preferences))
-
-
 @torch.no_grad()
 def margins(reads: Reads) -> Totals:
     """Sums and counts over the edges of each name; edges of weight 0 do not count.
 
     For an edge name e: `margin/e` is rho_w - rho_l (nats, not scaled by beta), `accuracy/e` the share of
     edges whose margin is positive (a margin of exactly 0 counts one half). From the edge "text" also
-    `logp_chosen` and `logp_rejected`, and from "media" `visual_reliance`, log pi(y|x, m) minus
-    log pi(y|x, damaged m), all in nats.
+    `logp_chosen` and `logp_rejected`, in nats.
     """
     rho, policy = log_ratio(reads), reads.logps["policy"]
     totals: Totals = {}
@@ -95,8 +89,6 @@ def margins(reads: Reads) -> Totals:
         values = {f"margin/{name}": margin, f"accuracy/{name}": (margin > 0) + 0.5 * (margin == 0)}
         if name == "text":
             values |= {"logp_chosen": policy[winner], "logp_rejected": policy[loser]}
-        if name == "media":
-            values["visual_reliance"] = policy[winner] - policy[loser]
         totals |= {key: (float(value.double().sum()), float(len(winner))) for key, value in values.items()}
     return totals
 

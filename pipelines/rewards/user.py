@@ -30,8 +30,9 @@ class User:
 
     `prompt` is the list of messages, each {"role", "content"} with a list of parts {"type": "text", "text"}
     or {"type": "image"}; `response` is text; `row` holds the id and the free columns of the data row. All
-    three are copies. The result is a number (a bool counts as 1 or 0). A plain function runs in a thread, one
-    call at a time, since nobody promised that it is thread-safe; `async def` functions run concurrently.
+    three are copies. The result is a number (a bool counts as 1 or 0) or a `Score`. A plain function runs in
+    a thread, one call at a time, since nobody promised that it is thread-safe; `async def` functions run
+    concurrently.
     """
 
     def __init__(self, function: Function, timeout_s: float) -> None:
@@ -64,29 +65,28 @@ class User:
 async def _in_thread(work: Callable[[], Any]) -> Any:
     """`work()` in a daemon thread: one that hangs would keep an executor, and so the process, from ending."""
     loop = asyncio.get_running_loop()
-    future: asyncio.Future[tuple[Any, BaseException | None]] = loop.create_future()
+    future: asyncio.Future[Any] = loop.create_future()
 
-    def settle(outcome: tuple[Any, BaseException | None]) -> None:
+    def settle(outcome: Any) -> None:
         if not future.done():  # it is, when the caller stopped waiting
             future.set_result(outcome)
 
     def run() -> None:
         try:
-            outcome = (work(), None)
-        except BaseException as error:  # sys.exit() in a reward must not pass for silence
-            outcome = (None, error)
+            outcome = work()
+        except BaseException as error:  # StopIteration and sys.exit() would be swallowed on their way
+            outcome = Score(value=None, missing=_raised(error))
         if not loop.is_closed():
             loop.call_soon_threadsafe(settle, outcome)
 
     threading.Thread(target=run, name="reward", daemon=True).start()
-    result, error = await future
-    if error is not None:
-        raise error if isinstance(error, Exception) else RuntimeError(repr(error))
-    return result
+    return await future
 
 
 def as_score(result: Any) -> Score:
     """A score from what a function returned; anything but a finite number is missing, with the reason."""
+    if isinstance(result, Score):
+        return result
     if isinstance(result, str | bytes) or result is None:
         return Score(value=None, missing=f"reward_returned: {result!r:.80}, expected a number")
     try:
@@ -186,5 +186,5 @@ def _name_of(function: Callable[..., Any]) -> str:
     return getattr(function, "__qualname__", type(function).__name__)
 
 
-def _raised(error: Exception) -> str:
+def _raised(error: BaseException) -> str:
     return f"reward_raised: {type(error).__name__}: {error}"[:300]

@@ -161,8 +161,12 @@ def canaries(processing: Any) -> tuple[Any, ...]:
     picture = np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8)
     media = Media(kind="image", space="rgb8", payload=picture)
     words = Part(kind="text", text="describe the image .")
-    tokens = tuple(processing.tokenizer("a red seven top left and a blue one .", add_special_tokens=False)["input_ids"])
-    shown = Prompt(id="shown", messages=(Message(role="user", parts=(Part(kind="image", digest=media.digest), words)),))
+    tokens = tuple(
+        processing.tokenizer("a red seven top left and a blue one .", add_special_tokens=False)["input_ids"]
+    )
+    shown = Prompt(
+        id="shown", messages=(Message(role="user", parts=(Part(kind="image", digest=media.digest), words)),)
+    )
     told = Prompt(id="told", messages=(Message(role="user", parts=(words,)),))
     return (
         Canary(prompt=shown, media={media.digest: media}, tokens=tokens),

@@ -15,8 +15,19 @@ from pipelines.objectives.anchor import Anchor
 from pipelines.objectives.base import Objective
 from pipelines.objectives.pair import Pair
 from pipelines.settings import LearnerSettings
-from pipelines.types import Candidate, Comparison, Group, Media, Message, Op, Part, Preference
-from pipelines.types import Prompt, Response, Score
+from pipelines.types import (
+    Candidate,
+    Comparison,
+    Group,
+    Media,
+    Message,
+    Op,
+    Part,
+    Preference,
+    Prompt,
+    Response,
+    Score,
+)
 
 EOS = 2
 FIRST_WORD = 8  # ids below are special tokens
@@ -100,7 +111,7 @@ def shards(spec: dict[str, Any], world: int) -> list[list[Group]]:
 
 def train(spec: dict[str, Any], stage: int, rank: int, world: int) -> tuple[Recording, list[Any]]:
     """Some steps on the spec's groups; the results of each step."""
-    settings = LearnerSettings(zero_stage=stage, micro_batch=spec["micro_batch"], warmup_steps=0, lr=1e-3)
+    settings = LearnerSettings(zero_stage=stage, micro_batch=spec["micro_batch"], warmup_steps=0, lr=2e-5)
     learner = Recording(spec["model"], settings, objective(), seed=1, rank=rank, world=world)
     mine = shards(spec, world)
     largest = max(len(share) for share in mine)
@@ -111,11 +122,14 @@ def main() -> None:
     torch.set_num_threads(1)
     spec: dict[str, Any] = json.loads(Path(sys.argv[1]).read_text())
     rank, world = int(sys.argv[2]), len(spec["groups"])
-    import torch.distributed as dist
     from datetime import timedelta
 
+    import torch.distributed as dist
+
     store = f"file://{spec['folder']}/rendezvous"
-    dist.init_process_group("gloo", init_method=store, rank=rank, world_size=world, timeout=timedelta(seconds=60))
+    dist.init_process_group(
+        "gloo", init_method=store, rank=rank, world_size=world, timeout=timedelta(seconds=60)
+    )
     for stage in spec["stages"]:
         learner, results = train(spec, stage, rank, world)
         weights = learner.export()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +16,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from pipelines.data import BadRow, DataError, FileSource, admit, open_source
+from pipelines.data import BadRow, DataError, FileSource, admit
 from pipelines.data.files import open_file, parse_line
-from pipelines.settings import load
 
 SPECIAL = frozenset({"<|im_end|>", "<|image_pad|>"})
 
@@ -285,16 +284,6 @@ def test_extension_types_are_refused_since_reading_them_can_run_code(tmp_path: P
     )
     with pytest.raises(DataError, match="extension type"):
         open_file(tmp_path / "x.parquet").inventory()
-
-
-def test_the_model_decides_what_is_special_and_whether_it_sees(
-    pictures: Path, make_checkpoint: Callable[..., Path]
-) -> None:
-    jsonl(pictures, {"prompt": "<|im_end|>"}, {"prompt": "x", "image": "a.png"}, {"prompt": "fine <think>"})
-    given = [f"data={pictures / 'rows.jsonl'}", "reward=m:f", f"model={make_checkpoint()}"]
-    assert open_source(load(None, given)).inventory().usable == [1, 2]
-    blind = make_checkpoint("blind", "LlamaForCausalLM")
-    assert open_source(load(None, [*given, f"model={blind}"])).inventory().usable == [2]
 
 
 def test_a_source_travels(pictures: Path) -> None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from pipelines.objectives.base import Reads
-from pipelines.objectives.batch import Table, add_totals, margins, means, tabulate, weightless
+from pipelines.objectives.batch import Table, add_totals, margins, means, tabulate
 from pipelines.types import Candidate, Comparison, Message, Part, Preference, Prompt, Response
 
 
@@ -33,6 +35,11 @@ def comparison(name: str, media: bool = True, **edge: float) -> Comparison:
         candidates=tuple(candidates if media else candidates[:2]),
         preferences=tuple(preferences if media else preferences[:1]),
     )
+
+
+def weightless(comparison: Comparison) -> Comparison:
+    """The same comparison with weight 0 on every edge, as padding has."""
+    return replace(comparison, preferences=tuple(replace(p, weight=0.0) for p in comparison.preferences))
 
 
 def reads_of(table: Table, policy: list[float], reference: list[float]) -> Reads:
@@ -89,7 +96,7 @@ def test_nothing_to_tabulate() -> None:
 def test_margins_golden() -> None:
     """rho: a: w 1, l -1, w@m 0.5; b: w -1, l 1. Text margins 2 and -2, media margin 0.5.
 
-    log-probs of the policy: a: -1, -4, -2.5; b: -3, -2; so visual reliance is -1 + 2.5 = 1.5.
+    Log-probs of the policy: a: -1, -4, -2.5; b: -3, -2.
     """
     table = tabulate([comparison("a"), comparison("b", media=False)])
     reads = reads_of(table, [-1.0, -4.0, -2.5, -3.0, -2.0], [-2.0, -3.0, -3.0, -2.0, -3.0])
@@ -101,7 +108,6 @@ def test_margins_golden() -> None:
         "logp_rejected": (-6.0, 2.0),
         "margin/media": (0.5, 1.0),
         "accuracy/media": (1.0, 1.0),
-        "visual_reliance": (1.5, 1.0),
     }
     values = means(totals)
     assert values["logp_chosen"] == -2.0

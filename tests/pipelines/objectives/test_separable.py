@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 
 from pipelines.objectives.anchor import Anchor
 from pipelines.objectives.base import Reads, Term
-from pipelines.objectives.batch import tabulate, weightless
+from pipelines.objectives.batch import tabulate
 from pipelines.objectives.pair import Pair
 from pipelines.types import Candidate, Comparison, Message, Part, Preference, Prompt, Response
 
@@ -48,6 +49,11 @@ def comparisons(draw: st.DrawFn) -> list[Comparison]:
             )
         )
     return made
+
+
+def weightless(comparison: Comparison) -> Comparison:
+    """The same comparison with weight 0 on every edge, as padding has."""
+    return replace(comparison, preferences=tuple(replace(p, weight=0.0) for p in comparison.preferences))
 
 
 def totals(batch: list[Comparison], term: Term, extra_cells: int = 0) -> tuple[float, float]:
