@@ -144,7 +144,7 @@ def trainer(plan: Plan, crew: Crew) -> TorchTrainer:
             resources_per_worker={"CPU": learner.cpus, "GPU": learner.gpus},
         ),
         run_config=RunConfig(
-            name="ray_train",
+            name=".ray_train",
             storage_path=str(plan.run_dir.absolute()),
             failure_config=FailureConfig(max_failures=0),
             logging_config=LoggingConfig(log_level="ERROR"),

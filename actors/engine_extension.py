@@ -68,7 +68,7 @@ class Recorder(TorchDispatchMode):
             for name, parameter in module._parameters.items():
                 if parameter is None:
                     continue
-                full = f"{path}.{name}"
+                full = f"{path}.{name}" if path else name
                 self._names[_storage(parameter)] = full
                 self._kept.append(parameter)
                 self.targets[full] = Target(tuple(parameter.shape))

@@ -150,10 +150,15 @@ def _environment() -> dict[str, str]:
 
 
 def _application(servable: Servable, gpus: int) -> Any:
-    from ray.serve.llm import LLMConfig, build_openai_app  # loads vLLM
+    logging.disable(logging.WARNING)  # notes on import and configuration dumps would bury the address
+    try:
+        return _built(servable, gpus)
+    finally:
+        logging.disable(logging.NOTSET)
 
-    for name in ("ray.serve", "vllm"):  # their configuration dumps would bury the address
-        logging.getLogger(name).setLevel(logging.WARNING)
+
+def _built(servable: Servable, gpus: int) -> Any:
+    from ray.serve.llm import LLMConfig, build_openai_app  # loads vLLM
 
     # One ingress replica without a CPU of its own: it only passes requests on, and two are the default.
     ingress = {"num_replicas": 1, "ray_actor_options": {"num_cpus": 0}}

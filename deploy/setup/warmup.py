@@ -92,8 +92,10 @@ def read_stamp() -> dict[str, dict[str, str]]:
 
 
 def main() -> None:
-    # The build calls ninja by name. Last on the path: a run that finds another ninja would build again.
+    # The build calls ninja by name, and an environment that is not activated is not on the path.
     os.environ["PATH"] = f"{os.environ.get('PATH', os.defpath)}{os.pathsep}{Path(sys.executable).parent}"
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+    os.environ.setdefault("TQDM_DISABLE", "1")
     done = read_stamp()
     op = installed("torch", "deepspeed")
     warm("compiling DeepSpeed's communication op", op, build_communication_op, done)

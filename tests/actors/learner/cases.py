@@ -1,4 +1,4 @@
-"""Groups to learn from, and one rank of training as a process of its own: `python cases.py SPEC.json RANK`."""
+"""Groups to learn from, and one rank as a process of its own: `python cases.py SPEC.json RANK`."""
 
 from __future__ import annotations
 

@@ -75,7 +75,7 @@ def _plain_gradients(model: Path, groups: list[Group], processing: Any) -> dict[
                     log = torch.nn.functional.logsigmoid(0.1 * rho[edge.winner])
                     parts["anchor"] = parts["anchor"] - edge.weight * log
                     weights["anchor"] += edge.weight
-    loss = sum(
+    loss: Any = sum(
         scale * parts[name] / weights[name]
         for name, scale in (("text", 1.0), ("media", 0.5), ("anchor", 1.0))
     )

@@ -1,4 +1,4 @@
-"""ZeRO across ranks: pictures on rank 0, text alone on rank 1, odd counts. It ends, and it equals one rank."""
+"""ZeRO across ranks: pictures on rank 0, text on rank 1, odd counts. It ends, and it equals one rank."""
 
 from __future__ import annotations
 
