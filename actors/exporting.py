@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import re
 import shutil
@@ -15,9 +16,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from actors.processing import Processing
-from pipelines.checkpoint import NotACheckpoint
 from actors.training import gathered
-from pipelines.settings import LoraSettings
+from pipelines.checkpoint import NotACheckpoint
 
 SIDE_FILES = {".json", ".jinja", ".txt", ".model"}  # configuration, processor, tokenizer, chat template
 
@@ -154,21 +154,13 @@ def write_checkpoint(folder: Path, tensors: Mapping[str, NDArray[Any]], processi
     (folder / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
 
 
-def write_adapter(folder: Path, tensors: Mapping[str, NDArray[Any]], lora: LoraSettings, base: Path) -> None:
-    """PEFT layout of an adapter."""
-    from peft import LoraConfig
+def write_adapter(folder: Path, tensors: Mapping[str, NDArray[Any]], peft_model: Any) -> None:
+    """PEFT layout of an adapter: its tensors and the configuration it was made with."""
     from safetensors.torch import save_file
 
     folder.mkdir(parents=True, exist_ok=True)
-    save_file(
-        {name: to_tensor(array) for name, array in tensors.items()}, folder / "adapter_model.safetensors"
-    )
-    LoraConfig(
-        r=lora.rank,
-        lora_alpha=lora.alpha,
-        target_modules=sorted({name.split(".")[-3] for name in tensors}),
-        lora_dropout=0.0,
-        base_model_name_or_path=str(base),
-        inference_mode=True,
-        task_type="CAUSAL_LM",
-    ).save_pretrained(str(folder))
+    weights = {name: to_tensor(array) for name, array in tensors.items()}
+    save_file(weights, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+    config = copy.copy(peft_model.peft_config["default"])
+    config.inference_mode = True
+    config.save_pretrained(str(folder))

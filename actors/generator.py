@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Mapping, Sequence
-from concurrent.futures import Future
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -86,6 +86,7 @@ class Generator:
         self._processing = Processing(model_path, max_length=engine.max_model_len)
         self._engine = EngineThread(lambda: build_engine(model_path, engine, lora, seed))
         self._swap: Swap = swap or (AdapterWeights(lora, model_path) if lora else FullWeights())
+        self._preparing = ThreadPoolExecutor(1, thread_name_prefix="prepare")
         self._gate = Gate(name)
         self._adopting = asyncio.Lock()
         self._canaries: tuple[Canary, ...] = ()
@@ -125,6 +126,7 @@ class Generator:
     async def stop(self) -> None:
         """End the engine; requests in flight fail."""
         await asyncio.to_thread(self._engine.stop)
+        self._preparing.shutdown(wait=False, cancel_futures=True)
         self._swap.close()
 
     async def health(self) -> dict[str, Any]:
@@ -164,11 +166,10 @@ class Generator:
         """The most likely answers, for evaluation. They share the engine with sampling."""
         async with self._gate.pass_through(self._settings.timeout_s, before_first=True):
             params = self._params(temperature=0.0, max_tokens=max_tokens)
-            inputs = [await asyncio.to_thread(self._input, prompt, media) for prompt, media in prompts]
-            futures = [self._submit(item, params) for item in inputs]
-            deadline = self._settings.timeout_s * max(1, len(futures))  # every answer has its own share
-            outputs = await asyncio.wait_for(asyncio.gather(*map(asyncio.wrap_future, futures)), deadline)
-        return [self._processing.decode(output.outputs[0].token_ids) for output in outputs]
+            items = [await self._prepare(self._input, prompt, media) for prompt, media in prompts]
+            answers = [asyncio.wrap_future(self._submit(item, params)) for item in items]
+            await self._all_of(answers)
+        return [self._processing.decode(answer.result().outputs[0].token_ids) for answer in answers]
 
     async def logprob(self, prompt: Prompt, media: MediaTable, tokens: Sequence[int]) -> float:
         """log p(tokens | prompt) of the weights in the engine, summed, nats. Teacher-forced.
@@ -177,7 +178,7 @@ class Generator:
         """
         if not tokens:
             raise ValueError(f"prompt {prompt.id!r}: got no answer tokens to score")
-        item = await asyncio.to_thread(self._input, prompt, media, tuple(tokens))
+        item = await self._prepare(self._input, prompt, media, tuple(tokens))
         params = self._params(temperature=0.0, max_tokens=1, prompt_logprobs=0)
         output = await self._wait(self._submit(item, params))
         scored = output.prompt_logprobs[-len(tokens) :]
@@ -208,7 +209,7 @@ class Generator:
         )
 
     async def _samples(self, prompt: Prompt, media: MediaTable, n: int, seed: int, timeout_s: float) -> Any:
-        item, expected = await asyncio.to_thread(self._checked_input, prompt, media)
+        item, expected = await self._prepare(self._checked_input, prompt, media)
         params = self._params(
             n=n,
             temperature=self._decoding.temperature,
@@ -255,6 +256,29 @@ class Generator:
 
     def _submit(self, item: Mapping[str, Any], params: Any) -> Future[Any]:
         return self._engine.submit(item, params, self._swap.request)
+
+    async def _prepare(self, function: Callable[..., T], *arguments: Any) -> T:
+        """Template, tokens and pictures off the event loop, one at a time: tokenizers dislike being shared."""
+        return await asyncio.get_running_loop().run_in_executor(self._preparing, function, *arguments)
+
+    async def _all_of(self, answers: Sequence[asyncio.Future[Any]]) -> None:
+        """Wait for many answers; the deadline is for the next one, since all share one engine."""
+        waiting = set(answers)
+        try:
+            while waiting:
+                done, waiting = await asyncio.wait(
+                    waiting, timeout=self._settings.timeout_s, return_when=asyncio.FIRST_COMPLETED
+                )
+                if not done:
+                    raise TimeoutError(
+                        f"generator {self.name!r}: {len(waiting)} of {len(answers)} answers are missing and none "
+                        f"came within {self._settings.timeout_s} s"
+                    )
+                for answer in done:
+                    answer.result()  # raises what the engine raised
+        finally:
+            for answer in waiting:
+                answer.cancel()
 
     async def _wait(self, future: Future[T], timeout_s: float | None = None) -> T:
         return await asyncio.wait_for(asyncio.wrap_future(future), timeout_s or self._settings.timeout_s)
@@ -334,9 +358,10 @@ class Generator:
 
     async def _probe_caches(self) -> proof.CacheReading:
         """Decode a canary greedily and read from which caches the engine served it."""
-        canary = next((c for c in self._canaries if c.prompt.media), self._canaries[0])
+        canary = self._cache_canary
         block = await self._on_engine(lambda engine: engine.vllm_config.cache_config.block_size)
-        item = self._input(canary.prompt, canary.media, self._padding(canary, PROBE_BLOCKS * block))
+        padding = await self._prepare(self._padding, canary, PROBE_BLOCKS * block)
+        item = await self._prepare(self._input, canary.prompt, canary.media, padding)
         before = await self._on_engine(_counters)
         output = await self._wait(self._submit(item, self._params(temperature=0.0, max_tokens=1)))
         after = await self._on_engine(_counters)
@@ -346,6 +371,11 @@ class Generator:
             encoded=after[0] - before[0],
             media_hits=after[1] - before[1],
         )
+
+    @property
+    def _cache_canary(self) -> Canary:
+        """One with a picture, where there is one: it goes through every cache."""
+        return next((canary for canary in self._canaries if canary.prompt.media), self._canaries[0])
 
     def _padding(self, canary: Canary, wanted: int) -> tuple[int, ...]:
         """The canary's answer over and over, until the prompt fills some KV blocks or the context is full."""
@@ -359,7 +389,7 @@ _NOT_TRIED = proof.Verdict(result="failed", detail={"error": "not tried"})
 
 
 @contextmanager
-def _failing(parts: dict[str, proof.Verdict], part: str) -> Any:
+def _failing(parts: dict[str, proof.Verdict], part: str) -> Iterator[None]:
     """An exception while a part is being proved is the failure of this part."""
     try:
         yield

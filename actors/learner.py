@@ -33,6 +33,7 @@ from pipelines.types import Canary, Comparison, Group, MediaTable, Prompt, Respo
 MOST_SKIPPED = 3  # non-finite steps in a row that are tolerated
 PROBED = 4  # comparisons per rank whose reliance on images is probed when no edge differs in media
 TAG = "state"  # DeepSpeed's name for the one checkpoint of a folder
+STATE = "plumbline"  # the learner's own entry in it; DeepSpeed keeps names such as skipped_steps to itself
 LAYOUT = "layout.json"  # what the shards depend on
 
 
@@ -99,7 +100,7 @@ class Learner:
         if largest == 0:
             return StepResult(metrics=summary(self._everyones((Sums(), counts))), margins=(), applied=False)
         sums = self._accumulate(comparisons, media, largest)
-        if not any(self._everyones(bool(sums.reliances))):
+        if self.processing.has_vision and not any(self._everyones(bool(sums.reliances))):
             sums.reliances += self._probe(comparisons, media)
         parts: list[tuple[Sums, Counts]] = self._everyones((sums, counts))
         sight.require_reliance([r for part, _ in parts for r in part.reliances], self.settings.dtype)
@@ -278,9 +279,9 @@ class Learner:
             (folder / "learner").mkdir(exist_ok=True)
             (folder / "learner" / LAYOUT).write_text(json.dumps(self._layout()))
             if self.settings.lora:
-                exporting.write_adapter(folder / "adapter", adapter, self.settings.lora, self.processing.path)
-        state: dict[str, Any] = {"applied_steps": self.applied_steps, "skipped_steps": self.skipped_steps}
-        state["torch_rng"] = torch.get_rng_state()
+                exporting.write_adapter(folder / "adapter", adapter, self._adapter)
+        counters = {"applied": self.applied_steps, "skipped": self.skipped_steps}
+        state = {STATE: {**counters, "torch_rng": torch.get_rng_state()}}
         with training.quiet():
             self._engine.save_checkpoint(
                 str(folder / "learner"),
@@ -314,12 +315,13 @@ class Learner:
         )
         if path is None:
             raise ValueError(f"checkpoint {folder}: it holds no learner state to continue from")
-        self.applied_steps, self.skipped_steps = state["applied_steps"], state["skipped_steps"]
-        torch.set_rng_state(state["torch_rng"])
+        own = state[STATE]
+        self.applied_steps, self.skipped_steps = own["applied"], own["skipped"]
+        torch.set_rng_state(own["torch_rng"])
 
     def _layout(self) -> dict[str, Any]:
         settings = self.settings
-        lora = settings.lora.model_dump() if settings.lora else None
+        lora = settings.lora.model_dump(mode="json") if settings.lora else None
         return {"world": self.world, "zero_stage": settings.zero_stage, "dtype": settings.dtype, "lora": lora}
 
 

@@ -52,7 +52,7 @@ class Ledger:
         seed: int = 0,
         max_tries: int = 3,
         wait_s: float = 600.0,
-        start_s: float = 3600.0,
+        start_s: float = 3000.0,
     ) -> None:
         self._run, self._attempt, self._seed = run, attempt, seed
         self._admission = Admission(

@@ -7,8 +7,10 @@ import math
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import ray
+from ray._private import ray_constants
 
 from pipelines.settings import Settings, demands
 
@@ -42,19 +44,29 @@ def ray_session(settings: Settings, needed: dict[str, float] | None = None) -> I
         ray.init(address=address, runtime_env={"env_vars": PROCESS_ENVIRONMENT}, log_to_driver=False)
     else:
         os.environ.update(environment)
-        ray.init(
+        start_on_loopback(
             num_cpus=math.ceil(needed["CPU"]),
-            include_dashboard=False,
-            _node_ip_address="127.0.0.1",
             object_store_memory=OBJECT_STORE_BYTES,
             log_to_driver=False,
-            logging_level=logging.ERROR,
         )
     try:
         refuse_what_cannot_fit(needed)
         yield
     finally:
         ray.shutdown()
+
+
+def start_on_loopback(**options: Any) -> None:
+    """`ray.init` of a local Ray that listens on 127.0.0.1 alone.
+
+    Ray replaces a loopback address by the machine's own unless clusters are switched off, so they are: in
+    this process, and through the environment in every process of that Ray.
+    """
+    os.environ[ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR] = "0"
+    ray_constants.ENABLE_RAY_CLUSTER = False
+    ray.init(
+        include_dashboard=False, _node_ip_address="127.0.0.1", logging_level=logging.ERROR, **options
+    )
 
 
 def search_path() -> str:

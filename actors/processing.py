@@ -24,7 +24,6 @@ class TooLong(ValueError):
     """A prompt and its answer exceed what the model can attend to; cutting would go through an image."""
 
 
-
 @dataclass(frozen=True, kw_only=True)
 class Encoded:
     """What enters the model for one prompt."""

@@ -23,7 +23,10 @@ from pipelines.loop import Parcel, RoleFailed
 from pipelines.types import Fault, Lease, Receipt
 
 # A handle stands in for any protocol, which no annotation of `__getattr__` can say.
-_Anything = Any if TYPE_CHECKING else object
+if TYPE_CHECKING:
+    _Anything = Any
+else:
+    _Anything = object
 
 # To a type checker a `Remote` stands in for every protocol; at run time Python 3.11 cannot derive from Any.
 if TYPE_CHECKING:

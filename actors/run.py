@@ -17,16 +17,20 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import os
 import signal
 import sys
 import tempfile
 import threading
 import time
+import traceback
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, TypeVar
+
+from ray.train import WorkerGroupError
 
 from actors.checkpoints import newest_verified
 from actors.crew import Crew, Plan, build, generator, trainer
@@ -34,12 +38,12 @@ from actors.evaluator import evaluate, heldout_rows
 from actors.fleet import Fleet
 from actors.placement import ray_session
 from actors.preparation import prepare
-from actors.producer import RayProducer, Remote
+from actors.producer import RayProducer, Remote, named
 from pipelines import checkpoint
 from pipelines.admission import Admission
 from pipelines.evaluation import heldout
 from pipelines.journal import Journal
-from pipelines.loop import Limits, drive
+from pipelines.loop import Limits, RunFailed, drive
 from pipelines.report import render
 from pipelines.report.progress import Progress
 from pipelines.settings import Settings
@@ -93,6 +97,14 @@ async def _evaluate_checkpoint(plan: Plan, path: Path) -> dict[str, Any]:
     await asyncio.gather(*(each.start.remote(plan.canaries) for each in generators))
     rows = list(heldout_rows(counts.scenes, counts.questions))
     return heldout(await evaluate(generators, rows, path, rollout.max_tokens, 4 * rollout.engine.timeout_s))
+
+
+def learner_failure(ended: asyncio.Future[Any]) -> None:
+    """Raise what a learner rank failed on, by its cause rather than by how Ray Train wraps it."""
+    error = ended.exception() if not ended.cancelled() else None
+    if isinstance(error, WorkerGroupError):
+        rank, cause = next(iter(error.worker_failures.items()))
+        raise RunFailed(f"the learner failed on rank {rank}: {named(cause, 'learner')}") from error
 
 
 def in_thread(work: Callable[[], T]) -> asyncio.Future[T]:
@@ -161,6 +173,7 @@ class Run:
         )
         render(self.plan.run_dir)
         if failure is not None:
+            (self.plan.run_dir / "failure.txt").write_text("".join(traceback.format_exception(failure)))
             raise failure
         return summary
 
@@ -206,7 +219,7 @@ class Run:
             deadline = self.settings.learner.start_timeout_s
             await self._guarded(self.fleet.reached(first, deadline))
         await self._evaluate("before")
-        await self._survey()
+        await self._order_prompts()
         async with self._stage("align"):
             producer = RayProducer(crew.scorers, timeout_s=4 * self.settings.rollout.engine.timeout_s)
             await self._guarded(
@@ -243,27 +256,37 @@ class Run:
             judged = evaluate(self.crew.generators, rows, path, rollout.max_tokens, 4 * rollout.engine.timeout_s)
             await self._guarded(judged)
 
-    async def _survey(self) -> None:
-        """Rank the run's prompts by difficulty where the recipe trains in such an order."""
-        order = self.plan.recipe.stage.order
-        if not order.samples:
-            return
-        crew = self.crew
+    async def _order_prompts(self) -> None:
+        """Put the prompts into the order of the recipe, and go on where a resumed run was.
+
+        The order is kept in `order.json`: a survey by newer weights would give another one.
+        """
+        order, file = self.plan.recipe.stage.order, self.plan.run_dir / "order.json"
+        prompts = self.crew.prompts
+        if order.samples:
+            if self.plan.attempt == 1 or not file.exists():
+                file.write_text(json.dumps(order(await self._survey(order.samples))))
+            await self._guarded(prompts.reorder.remote(json.loads(file.read_text())))
+        if cursor := self.plan.ledger.get("next_cursor"):
+            await self._guarded(prompts.seek.remote(cursor))
+
+    async def _survey(self, samples: int) -> list[float]:
+        """Difficulty of as many prompts as the run trains on."""
+        crew, learner = self.crew, self.settings.learner
         lanes = asyncio.Semaphore(SURVEY_AT_ONCE)
-        count = self.settings.learner.steps * self.settings.learner.groups_per_step
 
         async def one(index: int, parcel: Any) -> float:
             async with lanes:
                 scorer = crew.scorers[index % len(crew.scorers)]
                 place = index % len(crew.generators)
-                return await scorer.survey.remote(parcel, order.samples, self.settings.seed + index, place)
+                return await scorer.survey.remote(parcel, samples, self.settings.seed + index, place)
 
         async with self._stage("survey"):
-            prompts = await self._guarded(crew.prompts.next.remote(count))
+            prompts = await self._guarded(crew.prompts.next.remote(learner.steps * learner.groups_per_step))
             surveyed = asyncio.gather(*(one(i, item[3]) for i, item in enumerate(prompts)))
             difficulty = await self._guarded(surveyed)
-            await self._guarded(crew.prompts.reorder.remote(order(difficulty)))
-            self.events.write("survey", prompts=len(prompts), difficulty=[round(d, 4) for d in difficulty])
+        self.events.write("survey", difficulty=[round(value, 4) for value in difficulty])
+        return difficulty
 
     # -- helpers --------------------------------------------------------------------------------------------
 
@@ -296,12 +319,14 @@ class Run:
                 if stopping in done and self.signum is not None and not task.done():
                     raise Interrupted(self.signum)
                 for guard in done & set(self.guards):
+                    learner_failure(guard)
                     guard.result()  # raises the failure
                     watched.discard(guard)  # the learner may end before the loop has noticed
+            learner_failure(task)
             return task.result()
         finally:
             stopping.cancel()
-            if not task.done():
+            if not task.done() and task is not self.fit:
                 task.cancel()
 
     async def _record_steps(self) -> None:

@@ -12,7 +12,6 @@ import statistics
 import time
 from collections import defaultdict
 from collections.abc import Awaitable, Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
 from actors.perturber import fell_back
@@ -22,7 +21,7 @@ from pipelines.loop import Parcel, RoleFailed
 from pipelines.perturbations.base import Perturbation, RegionSelector
 from pipelines.recipe import Stage
 from pipelines.rewards import load_reward
-from pipelines.rewards.base import Reward
+from pipelines.rewards.base import Reward, judge
 from pipelines.rollout import Draft, Drop, derived_seed
 from pipelines.schedules import meaning, semantic_entropy
 from pipelines.settings import Settings
@@ -41,34 +40,19 @@ from pipelines.types import (
 )
 
 T = TypeVar("T")
-REWARDS_AT_ONCE = 32  # a reward that hangs holds one of these, not the threads that load images
 SURVEY_TRIES = 3
 
 
-class Judge:
-    """Calls the reward, synchronous ones in threads, with a deadline. A failure is a *missing* score."""
-
-    def __init__(self, reward: Reward, timeout_s: float) -> None:
-        self._reward, self._timeout_s = reward, timeout_s
-        self._threads = ThreadPoolExecutor(REWARDS_AT_ONCE, "reward")
-        self._slots = asyncio.Semaphore(REWARDS_AT_ONCE)
-
-    async def __call__(self, prompt: Prompt, response: Response) -> Score:
-        async with self._slots:
-            try:
-                verdict = await asyncio.wait_for(self._call(prompt, response), self._timeout_s)
-            except TimeoutError:
-                return Score(value=None, missing=f"no answer within {self._timeout_s:g} s")
-            except Exception as error:
-                return Score(value=None, missing=f"{type(error).__name__}: {error}")
-        if isinstance(verdict, Score):
-            return verdict
-        return Score(value=None, missing=f"the reward returned {type(verdict).__name__}, not a Score")
-
-    async def _call(self, prompt: Prompt, response: Response) -> Any:
-        loop = asyncio.get_running_loop()
-        verdict: Any = await loop.run_in_executor(self._threads, self._reward, prompt, response)
-        return await verdict if inspect.isawaitable(verdict) else verdict
+async def judged(reward: Reward, prompt: Prompt, response: Response) -> Score:
+    """The reward's score. Rewards keep their own deadlines; one that breaks its promise and raises, or
+    returns something else, gives a *missing* score."""
+    try:
+        verdict = await judge(reward, prompt, response)
+    except Exception as error:
+        return Score(value=None, missing=f"{type(error).__name__}: {error}")
+    if isinstance(verdict, Score):
+        return verdict
+    return Score(value=None, missing=f"the reward returned {type(verdict).__name__}, not a Score")
 
 
 class Pool:
@@ -92,8 +76,8 @@ class Pool:
 class GroupTools:
     """The tools of one group's program; keeps what it saw for the group's facts."""
 
-    def __init__(self, generator: Any, pool: Pool, judge: Judge) -> None:
-        self._generator, self._pool, self._judge = generator, pool, judge
+    def __init__(self, generator: Any, pool: Pool, reward: Reward) -> None:
+        self._generator, self._pool, self._reward = generator, pool, reward
         self.rollouts: list[Rollout] = []
         self.scores: list[Score] = []
         self.damaged: list[Media] = []
@@ -106,8 +90,8 @@ class GroupTools:
         return rollouts
 
     async def score(self, rollouts: Sequence[Rollout]) -> Sequence[Score]:
-        judged = asyncio.gather(*(self._judge(rollout.prompt, rollout.response) for rollout in rollouts))
-        scores = await self._timed("score", "scorer", judged)
+        verdicts = asyncio.gather(*(judged(self._reward, r.prompt, r.response) for r in rollouts))
+        scores = await self._timed("score", "scorer", verdicts)
         self.scores.extend(scores)
         return scores
 
@@ -160,8 +144,7 @@ class Scorer:
         self._generators = [reach(generator, "generator", 3 * timeout_s) for generator in generators]
         self._pool = Pool([reach(perturber, "perturber", timeout_s) for perturber in perturbers])
         self._ledger = reach(ledger, "ledger", timeout_s)
-        # One second more than a reward that keeps its own deadline, so that it can say what was late.
-        self._judge = Judge(reward or load_reward(settings), settings.rollout.reward_timeout_s + 1.0)
+        self._reward = reward or load_reward(settings)
 
     async def produce(self, lease: Lease, parcel: Parcel) -> Receipt | Fault:
         """Carry out a lease up to the ledger's receipt. Never raises: what fails is named in a `Fault`."""
@@ -199,7 +182,7 @@ class Scorer:
         """The group, and the cause when it is dropped."""
         began = time.perf_counter()
         prompt, media = await self._prompt(parcel)
-        tools = GroupTools(self._generators[lease.generator], self._pool, self._judge)
+        tools = GroupTools(self._generators[lease.generator], self._pool, self._reward)
         tools.seconds["prompt"] = time.perf_counter() - began
         comparisons: tuple[Comparison, ...] = ()
         table: dict[str, Media] = {}

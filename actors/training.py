@@ -26,6 +26,8 @@ def join_process_group(settings: LearnerSettings, rank: int, world: int) -> None
     import torch.distributed as dist
 
     os.environ.setdefault("LOCAL_RANK", "0")
+    if settings.gpus:
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     if dist.is_initialized():
         if (dist.get_rank(), dist.get_world_size()) != (rank, world):
             raise ValueError(
@@ -47,7 +49,9 @@ def join_process_group(settings: LearnerSettings, rank: int, world: int) -> None
 def load_model(processing: Processing, dtype: str) -> Any:
     """The checkpoint's model with dropout off. Every rank loads the whole model before it is sharded."""
     from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
+    from transformers.utils import logging as transformers_logging
 
+    transformers_logging.disable_progress_bar()
     kind = AutoModelForImageTextToText if processing.has_vision else AutoModelForCausalLM
     model = kind.from_pretrained(
         processing.path, dtype=DTYPES[dtype], local_files_only=True, use_safetensors=True

@@ -27,6 +27,7 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 USAGE_ERROR = 2
+RUN_FAILED = 1
 EXPECTED = (SettingsError, DataError, checkpoint.NotACheckpoint, identity.Shadowed)
 
 app = typer.Typer(
@@ -80,7 +81,11 @@ def align(
 
     from actors.run import align as run
 
-    summary = run(settings, run_dir=run_dir, resume=resume)
+    try:
+        summary = run(settings, run_dir=run_dir, resume=resume)
+    except RuntimeError as error:  # a run that cannot go on; anything else is a bug and shows where
+        typer.echo(f"plumbline: the run failed: {error}\n{run_dir / 'failure.txt'} says where.", err=True)
+        raise typer.Exit(RUN_FAILED) from None
     _write_json(json_file, summary)
     from pipelines.report.console import before_after_table
 

@@ -22,7 +22,7 @@ import ray
 from PIL import Image
 from ray import serve as ray_serve
 
-from actors.placement import PROCESS_ENVIRONMENT
+from actors.placement import PROCESS_ENVIRONMENT, start_on_loopback
 from serving.checkpoint import NotServable, Servable, find_servable
 
 __all__ = ["NotServable", "ServeError", "Server", "find_servable", "serve"]
@@ -172,12 +172,11 @@ def _connected(address: str | None, gpus: int) -> Iterator[None]:
     """A driver's connection to the given cluster, or a local Ray that ends with the block."""
     before = _descendants()
     os.environ.update(_environment())
-    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     if address is None:
         # Logical CPUs only say how many actors fit; all of them share the real ones.
-        ray.init(address="local", num_cpus=max(4, gpus + 2), include_dashboard=False, **quiet)
+        start_on_loopback(address="local", num_cpus=max(4, gpus + 2), log_to_driver=False)
     else:
-        ray.init(address=address, **quiet)
+        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
     try:
         if address is not None:
             _check_serve_is_free(address)

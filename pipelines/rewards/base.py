@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Awaitable
 from typing import Protocol
 
@@ -20,4 +21,4 @@ class Reward(Protocol):
 async def judge(reward: Reward, prompt: Prompt, response: Response) -> Score:
     """Call a reward, whether it answers at once or later."""
     verdict = reward(prompt, response)
-    return verdict if isinstance(verdict, Score) else await verdict
+    return await verdict if inspect.isawaitable(verdict) else verdict

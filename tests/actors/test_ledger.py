@@ -409,6 +409,14 @@ def test_what_only_the_end_of_the_run_dropped_is_issued_again_by_a_longer_run() 
     assert issue(longer, 2).cursor == 2 and counts(longer)["dropped"] == {}
 
 
+def test_what_was_released_before_the_snapshot_is_issued_again() -> None:
+    ledger = make(groups=1, lag=5)
+    fill(ledger, range(3))
+    train(ledger, 1)
+    now(ledger.release())
+    assert now(ledger.snapshot(1))["next_cursor"] == 1
+
+
 def test_restoring_needs_a_fresh_ledger_of_the_same_run() -> None:
     snapshot = now(make().snapshot(0))
     used = make()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -12,7 +11,7 @@ import pytest
 
 from actors.ledger import Ledger
 from actors.perturber import Perturber
-from actors.scorer import Judge, Pool, Scorer, check_versions, facts_of
+from actors.scorer import Pool, Scorer, check_versions, facts_of
 from pipelines.comparisons import Edges
 from pipelines.data.base import BadRow
 from pipelines.loop import RoleFailed
@@ -219,17 +218,6 @@ def test_a_reward_that_fails_is_missing_never_zero(broken: Any, why: str) -> Non
     assert why in drop["detail"]
 
 
-def test_a_reward_has_a_deadline_whether_it_awaits_or_blocks() -> None:
-    def blocks(prompt: Prompt, response: Response) -> Score:
-        time.sleep(0.3)
-        return Score(value=1.0)
-
-    prompt = Prompt(id="p", messages=())
-    for late in (slow, blocks):
-        score = asyncio.run(Judge(late, 0.05)(prompt, Response(tokens=(), text="")))
-        assert score.value is None and "within 0.05 s" in str(score.missing)
-
-
 def test_an_async_reward_is_awaited_and_one_failure_spares_the_others() -> None:
     async def mixed(prompt: Prompt, response: Response) -> Score:
         if response.text == "fair":
@@ -294,6 +282,17 @@ def test_both_answers_of_an_edge_share_one_version() -> None:
     cells = (comparison.candidates[0], later, *comparison.candidates[2:])
     with pytest.raises(Drop, match="mixed_versions"):
         check_versions([replace(comparison, candidates=cells)])
+
+
+def test_answers_of_two_versions_are_dropped_by_name() -> None:
+    @dataclass
+    class Torn(Generator):
+        async def sample(self, prompt: Prompt, media: MediaTable, n: int, seed: int) -> tuple[Rollout, ...]:
+            older = await Generator.sample(self, prompt, media, n, seed)
+            self.version += 1
+            return (older[0], *(await Generator.sample(self, prompt, media, n, seed))[1:])
+
+    assert produce(ledger(), [Torn()]).dropped == "mixed_versions"
 
 
 def test_facts_leave_out_what_nothing_tells_of() -> None:

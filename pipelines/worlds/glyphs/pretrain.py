@@ -13,11 +13,14 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from pipelines.worlds.glyphs import measure as measuring
 from pipelines.worlds.glyphs.model import build_model, build_processor, save_checkpoint
@@ -107,7 +110,7 @@ def pretrain(out: Path, *, scale: float, seed: int) -> dict[str, Any]:
         sampled=numbers["sampled"]["chair_i"],
         seed=seed,
         scale=scale,
-        machine="2 CPU cores",
+        machine=f"{os.cpu_count()} CPU cores with {torch.get_num_threads()} threads",
         minutes=(time.monotonic() - started) / 60.0,
         training=training / 60.0,
     )

@@ -216,10 +216,11 @@ def train_tower(
     report: Report,
 ) -> list[float]:
     """Train the vision tower alone: each of the 16 image tokens tells, through a linear head that is thrown
-    away afterwards, which kind of object is in its cell (or none). Learning from captions only, the digits
-    stay unseen for the first thousand steps and more.
+    away afterwards, which kind of object is in its cell (or none). Captions alone teach this far more slowly: in
+    a trial the digits were still unseen after 900 steps.
     """
-    head = nn.Linear(model.config.vision_config.out_hidden_size, len(KINDS) + 1)
+    vision: Any = model.config.vision_config
+    head = nn.Linear(vision.out_hidden_size, len(KINDS) + 1)
     token = torch.arange(IMAGE_TOKENS)
     side = math.isqrt(IMAGE_TOKENS)
     cell_of_token = token // side // 2 * 2 + token % side // 2

@@ -111,7 +111,8 @@ def shards(spec: dict[str, Any], world: int) -> list[list[Group]]:
 
 def train(spec: dict[str, Any], stage: int, rank: int, world: int) -> tuple[Recording, list[Any]]:
     """Some steps on the spec's groups; the results of each step."""
-    settings = LearnerSettings(zero_stage=stage, micro_batch=spec["micro_batch"], warmup_steps=0, lr=2e-5)
+    sizes = {"zero_stage": stage, "micro_batch": spec["micro_batch"]}
+    settings = LearnerSettings.model_validate({**sizes, "warmup_steps": 0, "lr": 2e-5})
     learner = Recording(spec["model"], settings, objective(), seed=1, rank=rank, world=world)
     mine = shards(spec, world)
     largest = max(len(share) for share in mine)

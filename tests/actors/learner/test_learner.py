@@ -127,6 +127,16 @@ def test_the_first_step_starts_at_the_reference_and_learning_moves_the_margins(
     assert mean == pytest.approx(second.metrics["margin/media"], abs=1e-4)
 
 
+@pytest.mark.parametrize("stage", [0, 2, 3])
+def test_warm_up_sets_the_rate_of_the_update(stage: int, make: Make, cases: ModuleType) -> None:
+    """Adam's first update is lr * g / (|g| + eps): the learning rate wherever the gradient is not tiny."""
+    learner = make(zero_stage=stage, warmup_steps=4, lr=1e-3)
+    before = learner.export()
+    learner.train_step([cases.group(1)], 1, 1)
+    moved = max(float(np.abs(value - before[name]).max()) for name, value in learner.export().items())
+    assert moved == pytest.approx(2.5e-4, rel=1e-2)
+
+
 def test_a_step_without_comparisons_changes_nothing(make: Make) -> None:
     learner = make()
     before = learner.export()

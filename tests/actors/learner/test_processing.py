@@ -59,6 +59,7 @@ def test_compact_ids_have_one_placeholder_per_image(processing: Processing) -> N
     prompt = _prompt("describe the image .", first, second)
     compact = processing.compact(prompt)
     full = processing.encode(prompt, {item.digest: item for item in (first, second)}).input_ids
+    assert processing.image_token is not None
     assert compact.count(processing.image_token) == 2
     assert full.count(processing.image_token) == 32
     assert [t for t in compact if t != processing.image_token] == [

@@ -91,6 +91,7 @@ def bomb(width: int, height: int) -> bytes:
     )
 
 
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
 @pytest.mark.parametrize("size", [(10_000, 10_000), (40_000, 40_000)])
 def test_a_bomb_is_refused_before_it_is_decoded(
     size: tuple[int, int], monkeypatch: pytest.MonkeyPatch

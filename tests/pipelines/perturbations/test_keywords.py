@@ -37,8 +37,15 @@ def test_repetition_adds_proximity() -> None:
 
 
 def test_early_words_are_boosted() -> None:
-    """With a decay the first word gains what the last loses; without, the two ends are equal."""
-    ranks = GraphRank(gamma=0.0, decay=0.5).rank("cat mat hat")
+    """Decay ln 2 halves what flows into each later word: boosts 1, 1/2, 1/4 on proximities 1/2, 1/2 and 1/3.
+
+    The first word sends 1/4 and 1/12, so 3/4 and 1/4; the second 1/2 and 1/8, so 4/5 and 1/5; the third 1/3
+    and 1/4, so 4/7 and 3/7.
+    """
+    ranks = GraphRank(gamma=0.0, decay=np.log(2)).rank("cat mat hat")
+    steps = np.array([[0, 4 / 5, 4 / 7], [3 / 4, 0, 3 / 7], [1 / 4, 1 / 5, 0]])
+    expected = np.linalg.solve(np.eye(3) - 0.85 * steps, np.full(3, 0.05))
+    assert list(ranks.values()) == pytest.approx(expected.tolist(), abs=1e-9)
     assert ranks["cat"] > ranks["hat"]
 
 
