@@ -12,6 +12,7 @@ import numpy as np
 from pipelines.types import Group, Lease
 
 WINDOW = 100  # groups over which the share of one drop reason is taken
+KEPT = ""  # the outcome of a group that is not dropped
 END_OF_RUN = "end_of_run"  # a drop for which nobody is to blame: the run had all that it needs
 HINTS = {
     "tie": "all answers to a prompt score the same; use more samples, a higher temperature or a finer reward",
@@ -132,8 +133,14 @@ class DropWatch:
     max_share: float
     outcomes: deque[str] = field(default_factory=lambda: deque[str](maxlen=WINDOW))
 
-    def kept(self, groups: int) -> None:
-        self.outcomes.extend("" for _ in range(groups))
+    def kept(self) -> None:
+        """Count a group that was accepted, at once: drops between two steps must not look like all there is."""
+        self.outcomes.append(KEPT)
+
+    def withdrawn(self) -> None:
+        """An accepted group is dropped after all."""
+        if KEPT in self.outcomes:
+            self.outcomes.remove(KEPT)
 
     def dropped(self, reason: str, detail: str) -> str | None:
         """Count a drop; the reason to stop the run if there have been too many."""

@@ -26,7 +26,7 @@ Arrays = Mapping[str, NDArray[Any]]
 
 
 class Swap(Protocol):
-    """Loads versions. `request` is what later requests carry to be served by the newest one (None: nothing)."""
+    """Loads versions. `request` is what later requests carry to be served by the newest one, if anything."""
 
     request: Any
 
@@ -57,7 +57,8 @@ class FullWeights:
     def load(self, engine: Any, version: WeightVersion, arrays: Arrays) -> LoadReport:
         tensors = {name: as_tensor(array, version.manifest[name].dtype) for name, array in arrays.items()}
         tensors = with_tied_head(engine, tensors)
-        (report,) = engine.collective_rpc("plumbline_load", args=(list(self.handed(tensors).items()), tensors))
+        handed = list(self.handed(tensors).items())
+        (report,) = engine.collective_rpc("plumbline_load", args=(handed, tensors))
         return report
 
     def handed(self, tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
@@ -74,8 +75,8 @@ class FullWeights:
 class AdapterWeights:
     """A LoRA adapter over a base that stays as it is.
 
-    Every version has its own number, name *and* folder: vLLM keys cached keys and values by name, and loads by
-    folder, so a second use of either could serve an older version.
+    Every version has its own number, name *and* folder: vLLM keys cached keys and values by name, and loads
+    by folder, so a second use of either could serve an older version.
     """
 
     def __init__(self, settings: LoraSettings, model_path: str) -> None:
@@ -93,8 +94,8 @@ class AdapterWeights:
             engine.remove_lora(self.request.lora_int_id)
             shutil.rmtree(self.request.lora_path, ignore_errors=True)
         self.request = request
-        scaling = self._settings.alpha / self._settings.rank
-        (report,) = engine.collective_rpc("plumbline_read_adapter", args=(request.lora_int_id, tensors, scaling))
+        arguments = (request.lora_int_id, tensors, self._settings.alpha / self._settings.rank)
+        (report,) = engine.collective_rpc("plumbline_read_adapter", args=arguments)
         return report
 
     def handed(self, tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
@@ -115,7 +116,8 @@ class AdapterWeights:
         from safetensors.torch import save_file
 
         folder.mkdir()
-        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, folder / "adapter_model.safetensors")
+        contiguous = {name: tensor.contiguous() for name, tensor in tensors.items()}
+        save_file(contiguous, folder / "adapter_model.safetensors")
         config = {
             "peft_type": "LORA",
             "base_model_name_or_path": self._model_path,
@@ -134,7 +136,7 @@ class AdapterWeights:
 
 
 def as_tensor(array: NDArray[Any], dtype: str) -> Tensor:
-    """A torch view of a received array; bfloat16 arrives in another 16-bit type and is named by the manifest."""
+    """A torch view of a received array; bfloat16 arrives as uint16 and is named by the manifest."""
     if dtype == "bfloat16":
         return torch.from_numpy(array.view(np.int16)).view(torch.bfloat16)
     return torch.from_numpy(array)
@@ -150,5 +152,7 @@ def with_tied_head(engine: Any, tensors: Mapping[str, Tensor]) -> dict[str, Tens
     config = engine.model_config.hf_config
     tied = getattr(config, "tie_word_embeddings", False) or config.get_text_config().tie_word_embeddings
     if tied and "lm_head.weight" not in sent:
-        sent |= {"lm_head.weight": t for name, t in tensors.items() if name.endswith("embed_tokens.weight")}
+        embedding = next((name for name in tensors if name.endswith("embed_tokens.weight")), None)
+        if embedding is not None:
+            sent["lm_head.weight"] = tensors[embedding]
     return sent

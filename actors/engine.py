@@ -1,11 +1,12 @@
 """One vLLM engine in this process, stepped by one thread that owns it.
 
 Everything that touches the engine runs on that thread: requests and calls reach it through a queue, results
-and exceptions leave it as futures. An event loop beside it stays free, so health calls answer while it decodes.
+and exceptions leave it as futures. An event loop beside it stays free, so health calls answer meanwhile.
 """
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import logging
 import os
@@ -80,7 +81,7 @@ class EngineThread:
             self._work.put(None)
             self._thread.join(timeout_s)
 
-    # -- on the engine's thread -------------------------------------------------------------------------------
+    # -- on the engine's thread --------------------------------------------------------------------------
 
     def _enqueue(self, work: Callable[[], None], future: Future[Any]) -> None:
         if self._broken is not None or not self._thread.is_alive():
@@ -125,7 +126,12 @@ class EngineThread:
             _fail(future, error)
             return
         self._requests[name] = future
-        future.add_done_callback(lambda done: self._work.put(lambda: self._abort(name)) if done.cancelled() else None)
+
+        def abort_if_cancelled(done: Future[Any]) -> None:
+            if done.cancelled():
+                self._work.put(lambda: self._abort(name))
+
+        future.add_done_callback(abort_if_cancelled)
 
     def _abort(self, name: str) -> None:
         if self._requests.pop(name, None) is not None:
@@ -147,10 +153,11 @@ class EngineThread:
                 _settle(future, lambda output=output: output)
 
     def _recover(self, error: Exception) -> None:
-        """A failed step names no request, so all in flight fail; then the engine must be empty or is given up."""
+        """A failed step names no request: all in flight fail, and the engine is empty then or given up."""
         self.faults += 1
         names = list(self._requests)
-        self._fail_requests(EngineError(f"the engine failed while decoding: {type(error).__name__}: {error}"), error)
+        failure = f"the engine failed while decoding: {type(error).__name__}: {error}"
+        self._fail_requests(EngineError(failure), error)
         try:
             self._engine.abort_request(names)
             if self._engine.has_unfinished_requests():
@@ -185,17 +192,13 @@ def _settle(future: Future[T], function: Callable[[], T]) -> None:
     except Exception as error:
         _fail(future, error)
         return
-    try:
+    with contextlib.suppress(InvalidStateError):  # cancelled in between
         future.set_result(result)
-    except InvalidStateError:
-        pass  # cancelled in between
 
 
 def _fail(future: Future[Any], error: BaseException) -> None:
-    try:
+    with contextlib.suppress(InvalidStateError):  # cancelled in between
         future.set_exception(error)
-    except InvalidStateError:
-        pass  # cancelled in between
 
 
 def build_engine(model_path: str, settings: EngineSettings, lora: LoraSettings | None, seed: int) -> Any:

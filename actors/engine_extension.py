@@ -1,8 +1,8 @@
 """What runs inside vLLM's worker: loading weights while watching every element that is written.
 
-vLLM reports nothing that can be trusted here: a reload returns None whether or not all shards arrived, keeps a
-layer's old matrix when it received nothing (a tied head), and leaves rows uninitialised when a fused shard is
-missing. So the destinations of all copies are recorded, and afterwards what computes is read back.
+vLLM reports nothing that can be trusted here: a reload returns None whether or not all shards arrived, keeps
+a layer's old matrix when it received nothing (a tied head), and leaves rows uninitialised when a fused shard
+is missing. So the destinations of all copies are recorded, and afterwards what computes is read back.
 
 Only what vLLM 0.32 offers publicly is used: `reload_weights`, `worker_extension_cls`, module parameters.
 """
@@ -50,8 +50,8 @@ class Target:
 class Recorder(TorchDispatchMode):
     """Records every write into a known storage, whichever loader makes it.
 
-    Weight loaders narrow a parameter and copy into the view; the view's storage names the parameter, its size,
-    stride and offset the region. This holds on the meta device too, where vLLM loads first.
+    Weight loaders narrow a parameter and copy into the view; the view's storage names the parameter, its
+    size, stride and offset the region. This holds on the meta device too, where vLLM loads first.
     """
 
     def __init__(self, verified: Mapping[str, Tensor]) -> None:
@@ -89,7 +89,9 @@ class Recorder(TorchDispatchMode):
         name = self._names.get(_storage(view))
         if name is None or (source is not None and _storage(source) == _storage(view)):
             return  # vLLM also copies a bias onto itself, which loads nothing
-        write = Write(tuple(view.shape), tuple(view.stride()), view.storage_offset(), self._expected(source))
+        write = Write(
+            tuple(view.shape), tuple(view.stride()), int(view.storage_offset()), self._expected(source)
+        )
         self.targets[name].writes.append(write)
 
     def _expected(self, source: Tensor | None) -> Tensor | None:
@@ -139,7 +141,7 @@ class Witness:
         return self._plumbline_encoded
 
     def plumbline_zero_kv(self) -> None:
-        """Overwrite all keys and values: NaN of broken weights survives in freed blocks and poisons masked reads."""
+        """Overwrite all keys and values: NaN of broken weights stays in freed blocks, poisoning masked reads."""
         for cache in self.model_runner.kv_caches:
             cache.zero_()
 
@@ -148,7 +150,7 @@ class Witness:
         return adapter_report(self.model_runner.lora_manager._adapter_manager, adapter, sent, scaling)
 
 
-# -- full weights -------------------------------------------------------------------------------------------------
+# -- full weights ------------------------------------------------------------------------------------------
 
 
 def report(model: torch.nn.Module, targets: Mapping[str, Target]) -> LoadReport:
@@ -206,7 +208,8 @@ def in_effect(module: torch.nn.Module, name: str, target: Target) -> bool | None
     parameter = module._parameters[name]
     packed = getattr(module, "cpu_linear", None) if name == "weight" and len(target.shape) == 2 else None
     if packed is not None:
-        held += [_packed_holds(packed, parameter, target, write) for write in target.writes if _rows(write, target)]
+        whole_rows = [write for write in target.writes if _rows(write, target)]
+        held += [_packed_holds(packed, parameter, target, write) for write in whole_rows]
     if parameter is not None and tuple(parameter.shape) == target.shape:
         held += [_plain_holds(parameter, write) for write in target.writes if write.source is not None]
     return all(held) if held else None
@@ -249,7 +252,7 @@ def _product(shape: Iterable[int]) -> int:
     return count
 
 
-# -- adapters -----------------------------------------------------------------------------------------------------
+# -- adapters ----------------------------------------------------------------------------------------------
 
 
 def adapter_report(manager: Any, adapter: int, sent: Mapping[str, Tensor], scaling: float) -> LoadReport:
@@ -274,11 +277,12 @@ def adapter_report(manager: Any, adapter: int, sent: Mapping[str, Tensor], scali
 
 
 def _slot_tensor(manager: Any, slot: int, name: str) -> Tensor | None:
-    """The matrix [rank or out, in or rank] in the buffer that serves a PEFT tensor; None: no module takes it."""
+    """The matrix [rank or out, in or rank] in the buffer that serves a PEFT tensor; None: no module."""
     from vllm.lora.utils import parse_fine_tuned_lora_name
 
     mapper = getattr(manager.model, "hf_to_vllm_mapper", None)
-    module, is_a = parse_fine_tuned_lora_name(name, mapper.get_rename_mapper() if mapper is not None else None)
+    renamed = mapper.get_rename_mapper() if mapper is not None else None
+    module, is_a = parse_fine_tuned_lora_name(name, renamed)
     position = 0
     if module not in manager.modules:
         for packed, parts in manager.packed_modules.items():

@@ -12,7 +12,7 @@ class Quarantined(RuntimeError):
 
 
 class Gate:
-    """Opens with the first proved version. While `quarantine` holds a reason, passing raises `Quarantined`."""
+    """Opens with the first proved version. With a reason in `quarantine`, passing raises `Quarantined`."""
 
     def __init__(self, name: str) -> None:
         self._name = name

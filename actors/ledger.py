@@ -197,6 +197,7 @@ class Ledger:
             self._drop(books.leased, group.id, dropped, detail)
         else:
             entry.group = owned(group)
+            self._watch.kept()
             books.buffered[group.id] = books.leased.pop(group.id)
             self._drop_stale()
         self._change()
@@ -319,7 +320,6 @@ class Ledger:
         for entry in sorted(chosen, key=lambda e: e.lease.cursor):
             books.sealed[entry.lease.group] = books.buffered.pop(entry.lease.group)
         self._sealed_step = step
-        self._watch.kept(len(chosen))
         self._step_facts = self._summary_of([self._lag(entry.held, step) for entry in chosen])
         self._note("seal", step=step, groups=list(books.sealed))
         if step == self._admission.max_steps:
@@ -363,6 +363,8 @@ class Ledger:
         lease = entries.pop(name).lease
         self._books.dropped[name] = (reason, lease.cursor)
         self._note("drop", group=name, cursor=lease.cursor, reason=reason, detail=detail)
+        if entries is not self._books.leased:
+            self._watch.withdrawn()
         if reason != END_OF_RUN and (why := self._watch.dropped(reason, detail)) is not None:
             self._fail(why)
 

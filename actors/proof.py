@@ -64,7 +64,7 @@ class Verdict:
 
 def tensor_digest(array: NDArray[Any], dtype: str | None = None) -> TensorDigest:
     """Digest of a tensor's bytes in row-major order; `dtype` names what the bytes mean where numpy cannot."""
-    sha256 = hashlib.sha256(np.ascontiguousarray(array).reshape(-1).view(np.uint8)).hexdigest()
+    sha256 = hashlib.sha256(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data).hexdigest()
     return TensorDigest(sha256=sha256, shape=tuple(array.shape), dtype=dtype or str(array.dtype))
 
 
@@ -111,14 +111,14 @@ def smallest_floor(dtype: str) -> float:
 
 
 def noise_floor(first: Canaries, repeat_noise: float, dtype: str) -> float:
-    """Nats: the largest difference of the two sides on the same weights, plus what a repetition differs by."""
+    """Nats: largest difference of both sides on the same weights, plus what a repetition differs by."""
     return max(smallest_floor(dtype), largest_gap(first.own, first.learner) + repeat_noise)
 
 
 def judge_first(now: Canaries, tokens: Sequence[int]) -> Verdict:
     """Part 3 for a generator's first version: there is no change yet, so the values themselves are compared.
 
-    `tokens`: answer length of each canary. In 16 bits the two sides' values differ by more than a learner step
+    `tokens`: answer length of each canary. In 16 bits both sides' values differ by more than a learner step
     moves them, so such a version is usually "not distinguishable".
     """
     gaps = [abs(own - learner) for own, learner in zip(now.own, now.learner, strict=True)]

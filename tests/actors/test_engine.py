@@ -139,7 +139,7 @@ def test_calls_run_between_steps_and_their_errors_reach_the_caller(thread):
     assert thread.call(lambda engine: len(engine.left)).result(WAIT_S) == 0
 
 
-# -- the gate -----------------------------------------------------------------------------------------------------
+# -- the gate ----------------------------------------------------------------------------------------------
 
 
 def test_nobody_is_inside_while_the_gate_is_closed():

@@ -103,7 +103,7 @@ def test_a_value_changed_after_loading_is_stale():
 
 
 def test_a_packed_matrix_is_read_back_through_what_computes():
-    """As on CPU: the parameter is emptied, and a closure holds the matrix. A closure of older values is stale."""
+    """As on CPU: the parameter is emptied and a closure holds the matrix; one of older values is stale."""
     for packed, stale in ((torch.cat([VERIFIED["a"], VERIFIED["b"]]), ()), (torch.zeros(4, 3), ("weight",))):
         model, recorder = recorded(VERIFIED)
         model.weight = torch.nn.Parameter(torch.empty(0), requires_grad=False)

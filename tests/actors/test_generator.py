@@ -1,8 +1,8 @@
 """A real engine on the embedded base model, beside a Hugging Face forward of the same weights.
 
-An engine leaves traces in the process it ran in (process groups, thread settings), so this file runs itself as
-a script: each scenario gives JSON facts, and the tests judge them. `python tests/actors/test_generator.py MODEL`
-prints the facts.
+An engine leaves traces in the process it ran in (process groups, thread settings), so this file runs itself
+as a script: each scenario gives JSON facts, and the tests judge them.
+`python tests/actors/test_generator.py MODEL` prints the facts.
 """
 
 from __future__ import annotations
@@ -44,10 +44,14 @@ class Bench:
         self.weights: dict[int, dict[str, np.ndarray]] = {}
         self.canaries = (self.canary(0, True), self.canary(0, False))
 
-    def prompt(self, number: int, picture: bool = True, text: str = "describe the image .") -> tuple[Any, Any]:
+    def prompt(
+        self, number: int, picture: bool = True, text: str = "describe the image ."
+    ) -> tuple[Any, Any]:
         from pipelines.types import Media, Message, Part, Prompt
 
-        pixels = np.random.default_rng(number).integers(0, 255, (PICTURE_SIDE, PICTURE_SIDE, 3), dtype=np.uint8)
+        pixels = np.random.default_rng(number).integers(
+            0, 255, (PICTURE_SIDE, PICTURE_SIDE, 3), dtype=np.uint8
+        )
         media = Media(kind="image", space="rgb8", payload=pixels)
         shown = (Part(kind="image", digest=media.digest),) if picture else ()
         message = Message(role="user", parts=(*shown, Part(kind="text", text=text)))
@@ -118,7 +122,7 @@ class Bench:
                 parameter.add_(size * torch.sign(torch.randn_like(parameter)))
 
 
-# -- scenarios ----------------------------------------------------------------------------------------------------
+# -- scenarios ---------------------------------------------------------------------------------------------
 
 
 async def before_any_version(bench: Bench) -> Facts:
@@ -176,14 +180,20 @@ async def health_while_decoding(bench: Bench) -> Facts:
     while not task.done():
         seen.append(await bench.generator.health())
         await asyncio.sleep(0.001)
-    return {"in_flight": max(h["in_flight"] for h in seen), "alive": all(h["alive"] for h in seen), "asked": len(seen)}
+    return {
+        "in_flight": max(h["in_flight"] for h in seen),
+        "alive": all(h["alive"] for h in seen),
+        "asked": len(seen),
+    }
 
 
 async def adopt_while_sampling(bench: Bench) -> Facts:
     """Many requests around an adoption; every response must score as its version says, under that version."""
     bench.move(3e-2)  # far enough that a token of another version shows
     version = bench.publish(1)
-    early = [asyncio.create_task(bench.generator.sample(*bench.prompt(i), n=3, seed=i)) for i in range(10, 22)]
+    early = [
+        asyncio.create_task(bench.generator.sample(*bench.prompt(i), n=3, seed=i)) for i in range(10, 22)
+    ]
     while (await bench.generator.health())["in_flight"] == 0:
         await asyncio.sleep(0)
     adopting = asyncio.create_task(bench.generator.adopt(*version))
@@ -199,7 +209,9 @@ async def adopt_while_sampling(bench: Bench) -> Facts:
                 bench.restore(number)
                 media = bench.prompt(int(rollout.prompt.id[1:]))[1]
                 own = np.asarray(rollout.behaviour.logps)
-                gaps.append(float(np.abs(own - bench.logps(rollout.prompt, media, rollout.response.tokens)).max()))
+                gaps.append(
+                    float(np.abs(own - bench.logps(rollout.prompt, media, rollout.response.tokens)).max())
+                )
                 bench.restore(1 - number)
                 wrong.append(
                     float(np.abs(own - bench.logps(rollout.prompt, media, rollout.response.tokens)).max())
@@ -241,7 +253,7 @@ async def a_forbidden_token_is_refused_afterwards(bench: Bench) -> Facts:
 
     prompt, _ = bench.prompt(6)
     bad = SimpleNamespace(token_ids=[bench.processing.image_token], logprobs=[{}], finish_reason="length")
-    return {"error": await error_of(lambda: to_async(bench.generator._rollout, prompt, bad, 0))}
+    return {"error": await error_of(lambda: to_async(bench.generator.rollout, prompt, bad, 0))}
 
 
 async def bad_prompts(bench: Bench) -> Facts:
@@ -262,7 +274,8 @@ async def bad_prompts(bench: Bench) -> Facts:
 async def an_expansion_that_differs_from_the_learners(bench: Bench) -> Facts:
     from dataclasses import replace
 
-    processing, encode = bench.generator._processing, bench.generator._processing.encode
+    processing = bench.generator.client.processing
+    encode = processing.encode
 
     def shorter(prompt: Any, media: Any) -> Any:
         encoded = encode(prompt, media)
@@ -287,23 +300,28 @@ async def engine_failure(bench: Bench) -> Facts:
 
         engine.step = broken
 
-    await bench.generator._on_engine(sabotage)
+    await bench.generator.client.on_engine(sabotage)
     error = await error_of(lambda: bench.generator.sample(*bench.prompt(1), n=2, seed=0))
     again = await bench.generator.sample(*bench.prompt(1), n=2, seed=0)
     health = await bench.generator.health()
-    return {"error": error, "again": len(again), "faults": health["engine_faults"], "in_flight": health["in_flight"]}
+    return {
+        "error": error,
+        "again": len(again),
+        "faults": health["engine_faults"],
+        "in_flight": health["in_flight"],
+    }
 
 
 async def cancelled_callers(bench: Bench) -> Facts:
     tasks = [asyncio.create_task(bench.generator.sample(*bench.prompt(i), n=4, seed=0)) for i in range(4)]
-    while bench.generator._gate.inside < 4:
+    while (await bench.generator.health())["in_flight"] < 4:
         await asyncio.sleep(0)
     for task in tasks:
         task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)
     left = -1
     while left:
-        left = await bench.generator._on_engine(lambda engine: engine.get_num_unfinished_requests())
+        left = await bench.generator.client.on_engine(lambda engine: engine.get_num_unfinished_requests())
     return {"in_flight": (await bench.generator.health())["in_flight"], "left": left}
 
 
@@ -370,11 +388,11 @@ async def main(path: str) -> Facts:
         except Exception:
             facts[scenario.__name__] = {"failed": traceback.format_exc()}
     await bench.generator.stop()
-    facts["stopped"] = await error_of(lambda: bench.generator._on_engine(lambda engine: engine))
+    facts["stopped"] = await error_of(lambda: bench.generator.client.on_engine(lambda engine: engine))
     return facts
 
 
-# -- tests --------------------------------------------------------------------------------------------------------
+# -- tests -------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")

@@ -350,6 +350,13 @@ def test_trained_groups_keep_a_bearable_share_of_drops_bearable() -> None:
     assert now(ledger.state()).phase == "running" and counts(ledger)["dropped"] == {"tie": 120}
 
 
+def test_groups_waiting_for_their_step_count_against_the_share_of_drops() -> None:
+    ledger = make(groups=100, steps=10, max_drop_share=0.5, lag=10**6)
+    for cursor in range(120):  # no step is sealed meanwhile
+        now(ledger.accept(group(issue(ledger, cursor), dropped="tie" if cursor % 5 < 2 else None)))
+    assert now(ledger.state()).phase == "running" and counts(ledger)["dropped"] == {"tie": 48}
+
+
 def test_other_attempts_are_refused() -> None:
     ledger = make()
     for call in (ledger.pull(2, 1, 0, 1), ledger.trained(0, 1, {})):

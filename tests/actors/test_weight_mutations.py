@@ -177,8 +177,9 @@ def canaries(processing: Any) -> tuple[Any, ...]:
 class Trial:
     """One generator that is given faults, one by one, and made whole again after each."""
 
-    def __init__(self, generator: Any, faults: Faults, old: Any, new: Any) -> None:
+    def __init__(self, generator: Any, faults: Faults, old: Any, new: Any, prompt: Any) -> None:
         self.generator, self.faults, self.old, self.new = generator, faults, old, new
+        self.prompt = prompt
         self.results: dict[str, list[str]] = {}  # fault -> parts that refused it
 
     async def __call__(self, name: str, **fault: Any) -> None:
@@ -192,7 +193,7 @@ class Trial:
         refused = [part for part in parts if getattr(proof, part) == "failed"]
         if refused:
             try:
-                await self.generator.sample(self.old_prompt, {}, 1, 0)
+                await self.generator.sample(self.prompt, {}, 1, 0)
                 refused = []  # it went on sampling
             except Quarantined:
                 pass
@@ -200,10 +201,6 @@ class Trial:
         healed = await self.generator.adopt(*self.old)
         if not healed.holds:
             raise AssertionError(f"after {name!r} a faultless sync is refused: {healed}")
-
-    @property
-    def old_prompt(self) -> Any:
-        return self.generator._canaries[-1].prompt
 
 
 async def full(path: str) -> dict[str, list[str]]:
@@ -220,7 +217,7 @@ async def full(path: str) -> dict[str, list[str]]:
     generator = Generator("mutant", path, settings, Decoding(max_tokens=4), swap=faulty_full(faults))
     await generator.start(learner.canaries)
     await faultless(generator, old, new)
-    trial = Trial(generator, faults, old, new)
+    trial = Trial(generator, faults, old, new, learner.canaries[-1].prompt)
     for name in [*new[1], "lm_head.weight"]:
         await trial(f"withheld: {name}", withheld=name)
     moved = [name for name in new[1] if not np.array_equal(old[1][name], new[1][name])]
@@ -253,7 +250,7 @@ async def lora(path: str) -> dict[str, list[str]]:
     generator = Generator("mutant", path, settings, Decoding(max_tokens=4), lora=adapter, swap=swap)
     await generator.start(learner.canaries)
     await faultless(generator, old, new)
-    trial = Trial(generator, faults, old, new)
+    trial = Trial(generator, faults, old, new, learner.canaries[-1].prompt)
     for name in new[1]:
         await trial(f"withheld: {name}", withheld=name)
         await trial(f"older: {name}", older={name: as_tensor(old[1][name], "float32")})
@@ -296,7 +293,7 @@ def test_every_fault_of_a_sync_is_refused(kind: str, tmp_path: Path):
     done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]
     results = json.loads(done.stdout.splitlines()[-2])
-    print(done.stdout.splitlines()[-1])
+    print(f"{kind}: {done.stdout.splitlines()[-1]} faults of a sync refused")
     assert len(results) > (80 if kind == "full" else 40)
     assert [name for name, refused in results.items() if not refused] == []
 

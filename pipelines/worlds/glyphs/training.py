@@ -2,8 +2,7 @@
 
 The forward pass computes what `Qwen2_5_VLForConditionalGeneration` computes for one 64x64 image at the
 start of each conversation (a test compares them), but runs the attention of the vision tower over a whole
-batch at once and the head only where a token is to be learned. On two CPU cores that is several times
-faster.
+batch at once and the head only where a token is to be learned.
 """
 
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
@@ -216,8 +215,8 @@ def train_tower(
     report: Report,
 ) -> list[float]:
     """Train the vision tower alone: each of the 16 image tokens tells, through a linear head that is thrown
-    away afterwards, which kind of object is in its cell (or none). Captions alone teach this far more slowly: in
-    a trial the digits were still unseen after 900 steps.
+    away afterwards, which kind of object is in its cell (or none). Captions alone teach this far more slowly:
+    in a trial the digits were still unseen after 900 steps.
     """
     vision: Any = model.config.vision_config
     head = nn.Linear(vision.out_hidden_size, len(KINDS) + 1)

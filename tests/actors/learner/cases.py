@@ -131,12 +131,13 @@ def main() -> None:
     dist.init_process_group(
         "gloo", init_method=store, rank=rank, world_size=world, timeout=timedelta(seconds=60)
     )
+    save: Any = np.savez
     for stage in spec["stages"]:
         learner, results = train(spec, stage, rank, world)
         weights = learner.export()
         if rank == 0:
-            np.savez(f"{spec['folder']}/gradients-{stage}.npz", **learner.gradients)
-            np.savez(f"{spec['folder']}/weights-{stage}.npz", **weights)
+            save(f"{spec['folder']}/gradients-{stage}.npz", **learner.gradients)
+            save(f"{spec['folder']}/weights-{stage}.npz", **weights)
             metrics = [result.metrics for result in results]
             Path(f"{spec['folder']}/metrics-{stage}.json").write_text(json.dumps(metrics))
     dist.barrier()
