@@ -266,8 +266,7 @@ class Learner:
         return {name: tensor_digest(array, exporting.dtype_name(array)) for name, array in tensors.items()}
 
     def save(self, folder: Path) -> None:
-        """Writes a loadable checkpoint at the top and what resuming needs under `learner/`; all ranks call
-        it.
+        """Writes a loadable checkpoint and, under `learner/`, what resuming needs; all ranks call it.
 
         With LoRA the top level holds the merged model, which serves anywhere but is rounded to the model's
         dtype, and `adapter/` the exact adapter. Ranks must share the file system.
@@ -290,6 +289,9 @@ class Learner:
                 save_latest=False,
                 exclude_frozen_parameters=bool(self.settings.lora),
             )
+        if self.rank == 0:
+            for script in (folder / "learner").glob("*.py"):  # a checkpoint holds data, no programs
+                script.unlink()
         self.barrier()
 
     def barrier(self) -> None:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import copy
+import io
 import logging
 import math
 import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from datetime import timedelta
 from typing import Any
 
@@ -108,7 +109,10 @@ def start_engine(scorer: Scorer, settings: LearnerSettings) -> Any:
     deepspeed.logger.setLevel("WARNING")
     buffers = _full_precision_buffers(scorer)
     trained: Any = [parameter for parameter in scorer.parameters() if parameter.requires_grad]
-    engine, *_ = deepspeed.initialize(model=scorer, model_parameters=trained, config=engine_config(settings))
+    with redirect_stdout(io.StringIO()):  # it prints what it loads
+        engine, *_ = deepspeed.initialize(
+            model=scorer, model_parameters=trained, config=engine_config(settings)
+        )
     _restore(buffers)
     return engine
 

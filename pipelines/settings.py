@@ -88,7 +88,7 @@ class LearnerSettings(Section):
     groups_per_step: Positive = 24  # groups whose comparisons make one optimizer step
     workers: Positive = 1  # Ray Train workers (data-parallel ranks)
     micro_batch: Positive = 8  # comparisons per forward of one rank; the rest is gradient accumulation
-    lr: float = Field(default=3e-4, gt=0)
+    lr: float = Field(default=5e-5, gt=0)
     betas: Annotated[tuple[Momentum, Momentum], Field(strict=False)] = (0.9, 0.95)
     weight_decay: float = Field(default=0.0, ge=0)
     warmup_steps: Annotated[int, Field(ge=0)] = 5
@@ -136,7 +136,7 @@ class Settings(Section):
     output: str = Field(default="runs", min_length=1)
     ray_address: str | None = None  # None: a local Ray on loopback
     stop_grace_s: Positive = 60
-    max_drop_share: Share = 0.9  # of the last 100 groups for one reason; above it the run stops and names it
+    max_drop_share: Share = 0.98  # of the last 100 groups for one reason; above it the run stops and names it
     data: DataSettings = DataSettings()
     rollout: RolloutSettings = RolloutSettings()
     learner: LearnerSettings = LearnerSettings()
