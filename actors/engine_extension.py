@@ -141,7 +141,7 @@ class Witness:
         return self._plumbline_encoded
 
     def plumbline_zero_kv(self) -> None:
-        """Overwrite all keys and values: NaN of broken weights stays in freed blocks, poisoning masked reads."""
+        """Overwrite all keys and values: NaN of broken weights stays in freed blocks, poisoning reads."""
         for cache in self.model_runner.kv_caches:
             cache.zero_()
 

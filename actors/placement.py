@@ -65,7 +65,11 @@ def start_on_loopback(**options: Any) -> None:
     os.environ[ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR] = "0"
     ray_constants.ENABLE_RAY_CLUSTER = False
     ray.init(
-        include_dashboard=False, _node_ip_address="127.0.0.1", logging_level=logging.ERROR, **options
+        include_dashboard=False,
+        _node_ip_address="127.0.0.1",
+        _system_config={"worker_maximum_startup_concurrency": 8},  # fewer than our processes: it would warn
+        logging_level=logging.ERROR,
+        **options,
     )
 
 

@@ -12,6 +12,7 @@ from actors.crew import Plan
 from actors.processing import Processing
 from pipelines import checkpoint, identity, recipes
 from pipelines.data import admit, open_source
+from pipelines.journal import read_lines
 from pipelines.rewards import load_reward
 from pipelines.settings import Settings, SettingsError, model_path, to_yaml
 
@@ -54,13 +55,16 @@ def resumed(plan: Plan) -> Plan:
         raise SettingsError(f"--resume: {plan.run_dir} holds no checkpoint; start the run without --resume")
     for rejected in found.rejected:
         print(f"plumbline: a newer checkpoint is left aside: {rejected}", file=sys.stderr)
+    # An attempt that died before its first commit has used a number as well.
+    events = read_lines(plan.run_dir / "events.jsonl")
+    earlier = [event["attempt"] for event in events if event["event"] == "resumed"]
     # A full checkpoint is what the generators start from; an adapter is published onto the unchanged base.
     model = plan.model if plan.settings.learner.lora else found.path
     return replace(
         plan,
         model=model,
         resumed=found.path,
-        attempt=found.manifest["attempt"] + 1,
+        attempt=1 + max([found.manifest["attempt"], *earlier]),
         step=found.step,
         ledger=dict(found.manifest["ledger"]),
     )

@@ -7,6 +7,7 @@ import io
 import logging
 import math
 import os
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stdout
 from datetime import timedelta
@@ -27,6 +28,8 @@ def join_process_group(settings: LearnerSettings, rank: int, world: int) -> None
     import torch.distributed as dist
 
     os.environ.setdefault("LOCAL_RANK", "0")
+    # DeepSpeed runs `ninja` from PATH: this environment's own is found even where it was not activated.
+    os.environ["PATH"] = os.pathsep.join([os.environ.get("PATH", ""), os.path.dirname(sys.executable)])
     if settings.gpus:
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     if dist.is_initialized():

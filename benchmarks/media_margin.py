@@ -44,7 +44,9 @@ def cells() -> dict[str, list[Cell]]:
         [digest] = prompt.media
         found["clean"].append((prompt, media, row["answer"]))
         for name, (perturbation, selector) in DAMAGES.items():
-            damaged = damage(media[digest], perturbation, selector, row["answer"], prompt.gold, SEED + position)
+            damaged = damage(
+                media[digest], perturbation, selector, row["answer"], prompt.gold, SEED + position
+            )
             other = prompt.with_media({digest: damaged.digest}, origin=name)
             found[name].append((other, {damaged.digest: damaged}, row["answer"]))
     return found

@@ -20,6 +20,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from benchmarks.media_margin import DAMAGES, media_margins
 from pipelines.evaluation import compare, paired_mean, read_records
 from pipelines.worlds.glyphs import BASE_MODEL
@@ -103,21 +106,29 @@ def margins(seeds: list[int], timeout_s: float) -> dict[str, Any]:
         for damage in DAMAGES:
             row = {v: float((found[v][damage] - base[damage]).mean()) for v in found}
             for variant in ("mdpo", "mfpo"):
-                first, second = (dict(enumerate(found[v][damage])) for v in ("online_dpo", variant))
+                first, second = (by_scene(found[v][damage]) for v in ("online_dpo", variant))
                 row[f"{variant} - online_dpo"] = paired_mean(first, second)
             result[damage][seed] = row
     return result
 
 
+def by_scene(values: NDArray[np.float64]) -> dict[str, float]:
+    return {str(index): float(value) for index, value in enumerate(values)}
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("command", choices=("align", "controls", "margins"))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--timeout", type=float, default=1200, help="seconds for one run")
     arguments = parser.parse_args()
     experiment = {"align": align, "controls": controls, "margins": margins}[arguments.command]
     result = experiment(arguments.seeds, arguments.timeout)
-    result["machine"] = f"{os.cpu_count()} CPU cores, {platform.machine()}, Python {platform.python_version()}"
+    result["machine"] = (
+        f"{os.cpu_count()} CPU cores, {platform.machine()}, Python {platform.python_version()}"
+    )
     result["seeds"] = arguments.seeds
     text = json.dumps(result, indent=2)
     (FOLDER / f"{arguments.command}.json").write_text(text + "\n")
