@@ -23,6 +23,7 @@ def prepare(settings: Settings, run_dir: Path, *, resume: bool) -> Plan:
     Raises SettingsError or DataError with one clear message.
     """
     identity.check()
+    run_dir = run_dir.absolute()  # workers have working directories of their own
     recipe = recipes.load(settings.recipe, settings.method)
     load_reward(settings)  # only to fail here rather than in a worker
     base = model_path(settings)

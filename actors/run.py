@@ -44,10 +44,10 @@ from pipelines.admission import Admission
 from pipelines.evaluation import heldout
 from pipelines.journal import Journal
 from pipelines.loop import Limits, RunFailed, drive
-from pipelines.report import render
+from pipelines.report import recount, render
 from pipelines.report.progress import Progress
 from pipelines.settings import Settings
-from pipelines.summary import summarise
+from pipelines.summary import summarise, write_summary
 
 T = TypeVar("T")
 SURVEY_AT_ONCE = 64  # prompts surveyed at one time
@@ -171,6 +171,8 @@ class Run:
             comparisons=counts,
             wall_seconds=time.monotonic() - started,
         )
+        summary["recount"] = recount(self.plan.run_dir)
+        write_summary(self.plan.run_dir, summary)
         render(self.plan.run_dir)
         if failure is not None:
             (self.plan.run_dir / "failure.txt").write_text("".join(traceback.format_exception(failure)))
@@ -253,8 +255,8 @@ class Run:
         async with self._stage(f"evaluate {when}"):
             rows = list(heldout_rows(counts.scenes, counts.questions))
             rollout = self.settings.rollout
-            judged = evaluate(self.crew.generators, rows, path, rollout.max_tokens, 4 * rollout.engine.timeout_s)
-            await self._guarded(judged)
+            deadline = 4 * rollout.engine.timeout_s
+            await self._guarded(evaluate(self.crew.generators, rows, path, rollout.max_tokens, deadline))
 
     async def _order_prompts(self) -> None:
         """Put the prompts into the order of the recipe, and go on where a resumed run was.

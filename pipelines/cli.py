@@ -94,6 +94,10 @@ def align(
     console.print(
         f"{summary['status']}; everything is in {run_dir}; open {run_dir / 'report.html'}", soft_wrap=True
     )
+    for discrepancy in summary["recount"]["discrepancies"]:
+        typer.echo(f"plumbline: the log of trained comparisons disagrees: {discrepancy}", err=True)
+    if summary["recount"]["discrepancies"]:
+        raise typer.Exit(RUN_FAILED)
     raise typer.Exit(_status(str(summary["status"])))
 
 

@@ -51,8 +51,12 @@ def summarise(
         "seed": seed,
         "versions": versions(),
     }
-    (run_dir / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
+    write_summary(run_dir, summary)
     return summary
+
+
+def write_summary(run_dir: Path, summary: Mapping[str, Any]) -> None:
+    (run_dir / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
 
 
 def evaluation(run_dir: Path) -> dict[str, Any]:

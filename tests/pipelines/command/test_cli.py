@@ -124,7 +124,9 @@ def started(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Settings, Path, bool]
 
     def align(settings: Settings, *, run_dir: Path, resume: bool) -> Mapping[str, Any]:
         calls.append((settings, run_dir, resume))
-        return {"status": settings.method.get("status", "finished"), "heldout": {}}
+        discrepancies = settings.method.get("discrepancies", [])
+        status = settings.method.get("status", "finished")
+        return {"status": status, "heldout": {}, "recount": {"discrepancies": discrepancies}}
 
     module = ModuleType("actors.run")
     module.align = align  # pyright: ignore[reportAttributeAccessIssue]
@@ -156,6 +158,12 @@ def test_a_signal_shows_in_the_exit_status(
     status: str, code: int, started: list[Any], tmp_path: Path
 ) -> None:
     assert plumbline("align", f"output={tmp_path}", f"method.status='{status}'").exit_code == code
+    assert len(started) == 1
+
+
+def test_a_recount_that_disagrees_fails_and_says_where(started: list[Any], tmp_path: Path) -> None:
+    result = plumbline("align", f"output={tmp_path}", "method.discrepancies=['step 2: one group too many']")
+    assert result.exit_code == 1 and "step 2: one group too many" in result.stderr
     assert len(started) == 1
 
 
