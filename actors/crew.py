@@ -99,9 +99,7 @@ def ledger_arguments(plan: Plan) -> dict[str, Any]:
 
 def generator(plan: Plan, index: int) -> Any:
     rollout = plan.settings.rollout
-    decoding = Decoding(
-        temperature=rollout.temperature, top_p=rollout.top_p, max_tokens=rollout.max_tokens
-    )
+    decoding = Decoding(temperature=rollout.temperature, top_p=rollout.top_p, max_tokens=rollout.max_tokens)
     options = {"num_cpus": rollout.engine.cpus, "num_gpus": rollout.engine.gpus, "max_concurrency": 1000}
     return (
         ray.remote(Generator)

@@ -26,7 +26,9 @@ def heldout_rows(scenes: int, questions: int) -> Iterator[dict[str, Any]]:
 
 
 @ray.remote(num_cpus=0)
-def judge(rows: list[dict[str, Any]], generator: Any, max_tokens: int, timeout_s: float) -> list[dict[str, Any]]:
+def judge(
+    rows: list[dict[str, Any]], generator: Any, max_tokens: int, timeout_s: float
+) -> list[dict[str, Any]]:
     """One record per row: id, kind, text and the verifier's parts; for questions the true answer."""
     world = Glyphs()
     source = GlyphsSource(count=len(rows), seed=0)

@@ -43,7 +43,9 @@ class Fleet:
         until = time.monotonic() + deadline_s
         while behind := [index for index, version in self._versions.items() if version < number]:
             if time.monotonic() > until:
-                raise TimeoutError(f"generators {behind} did not reach weight version {number} in {deadline_s:g} s")
+                raise TimeoutError(
+                    f"generators {behind} did not reach weight version {number} in {deadline_s:g} s"
+                )
             await asyncio.sleep(0.05)
 
     async def _follow(self, index: int) -> None:

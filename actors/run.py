@@ -1,16 +1,16 @@
 """One run, from settings to a finished folder: builds everything that needs Ray and drives the loop.
 
-    generators start   learner starts          (in parallel)
-            \\            |  publishes version 0
-             adopt and prove version 0
-                         |
-             held-out evaluation "before"
-                         |
-             survey, where the recipe's order asks for one
-                         |
-             drive: rollouts and training overlap within the weight lag
-                         |
-             adopt and prove the last version; held-out evaluation "after"
+generators start   learner starts          (in parallel)
+        \\            |  publishes version 0
+         adopt and prove version 0
+                     |
+         held-out evaluation "before"
+                     |
+         survey, where the recipe's order asks for one
+                     |
+         drive: rollouts and training overlap within the weight lag
+                     |
+         adopt and prove the last version; held-out evaluation "after"
 """
 
 from __future__ import annotations

@@ -32,10 +32,14 @@ class Publisher:
     async def publish(self, version: WeightVersion, tensors: Tensors) -> None:
         """Take over a version. Raises ValueError for an older attempt, a stale number or missing tensors."""
         if version.attempt != self._attempt:
-            raise ValueError(f"weights of attempt {version.attempt} refused: attempt {self._attempt} is running")
+            raise ValueError(
+                f"weights of attempt {version.attempt} refused: attempt {self._attempt} is running"
+            )
         newest = max(self._held, default=-1)
         if version.number <= newest:
-            raise ValueError(f"weight version {version.number} refused: version {newest} is already published")
+            raise ValueError(
+                f"weight version {version.number} refused: version {newest} is already published"
+            )
         if set(tensors) != set(version.manifest):
             odd = sorted(set(tensors) ^ set(version.manifest))[:3]
             raise ValueError(f"weight version {version.number}: tensors and manifest differ in {odd}")

@@ -18,6 +18,7 @@ from pipelines.data.glyphs import GlyphsSource
 from pipelines.perturbations.base import damage
 from pipelines.perturbations.crop import Crop
 from pipelines.perturbations.diffuse import Diffuse
+from pipelines.perturbations.keywords import GraphRank
 from pipelines.perturbations.regions import KeyRegions, KnownBoxes
 from pipelines.types import MediaTable, Prompt
 from pipelines.worlds.glyphs import Glyphs
@@ -27,7 +28,7 @@ SEED = 77
 BATCH = 32
 #: Held-out damage: MFPO's noise on the regions that the caption names, and mDPO's crop.
 DAMAGES = {
-    "key regions diffused": (Diffuse(step=500), KeyRegions(locate=KnownBoxes())),
+    "key regions diffused": (Diffuse(step=500), KeyRegions(keywords=GraphRank(), locate=KnownBoxes())),
     "cropped": (Crop(), None),
 }
 

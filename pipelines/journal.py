@@ -31,7 +31,9 @@ def read_lines(path: Path) -> Iterator[dict[str, Any]]:
     """Records of a JSON-lines file; nothing if it does not exist. A torn last line (crash) is left out."""
     if not path.exists():
         return
-    lines = path.read_text(encoding="utf-8").removesuffix("\n").split("\n")  # not splitlines: texts hold U+2028
+    lines = (
+        path.read_text(encoding="utf-8").removesuffix("\n").split("\n")
+    )  # not splitlines: texts hold U+2028
     for number, line in enumerate(lines, start=1):
         if not line:
             continue

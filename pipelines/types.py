@@ -96,7 +96,9 @@ class Prompt:
     id: str  # the data row's id; a damaged prompt keeps the id of its root
     messages: tuple[Message, ...]
     acts: tuple[Op, ...] = ()  # in-model operations, e.g. attention drop
-    gold: Mapping[str, Any] = field(default_factory=dict[str, Any])  # the row's free columns; for rewards only
+    gold: Mapping[str, Any] = field(
+        default_factory=dict[str, Any]
+    )  # the row's free columns; for rewards only
     origin: str = "data"  # "data" or the name of the damage that made it
 
     @cached_property
@@ -217,7 +219,9 @@ class Group:
     media: MediaTable  # every media that a comparison's prompt names
     version: int  # oldest weight version among its policy responses
     dropped: str | None = None  # named reason when there is nothing to learn from
-    facts: Mapping[str, float] = field(default_factory=dict[str, float])  # numbers to log: reward, tokens, ...
+    facts: Mapping[str, float] = field(
+        default_factory=dict[str, float]
+    )  # numbers to log: reward, tokens, ...
     seconds: Mapping[str, float] = field(default_factory=dict[str, float])  # stage -> busy seconds
 
 
