@@ -134,7 +134,7 @@ class DropWatch:
     outcomes: deque[str] = field(default_factory=lambda: deque[str](maxlen=WINDOW))
 
     def kept(self) -> None:
-        """Count a group that was accepted, at once: drops between two steps must not look like all there is."""
+        """Count an accepted group at once: drops between two steps must not look like all there is."""
         self.outcomes.append(KEPT)
 
     def withdrawn(self) -> None:

@@ -41,10 +41,6 @@ class Plan:
     step: int = 0  # learner steps that the checkpoint holds
     ledger: dict[str, Any] = field(default_factory=dict[str, Any])  # its snapshot of the ledger
 
-    @property
-    def steps_left(self) -> int:
-        return self.settings.learner.steps - self.step
-
 
 @dataclass(frozen=True, kw_only=True)
 class Crew:

@@ -9,6 +9,7 @@ from typing import Any
 
 import ray
 
+from actors.producer import named
 from pipelines.data.glyphs import GlyphsSource
 from pipelines.journal import Journal
 from pipelines.worlds.glyphs import TASKS, Glyphs
@@ -46,14 +47,20 @@ def judge(
 async def evaluate(
     generators: Sequence[Any], rows: Sequence[dict[str, Any]], path: Path, max_tokens: int, timeout_s: float
 ) -> list[dict[str, Any]]:
-    """Judge all rows, spread over the generators, and write the records to `path` in the order of the rows."""
+    """Judge all rows, spread over the generators; the records go to `path` in the order of the rows.
+
+    Raises RoleFailed with what a generator failed on.
+    """
     chunks = [list(rows[start : start + CHUNK]) for start in range(0, len(rows), CHUNK)]
     lanes = [asyncio.Semaphore(2) for _ in generators]  # two chunks in flight keep an engine busy
 
     async def one(position: int, chunk: list[dict[str, Any]]) -> list[dict[str, Any]]:
         lane = position % len(generators)
         async with lanes[lane]:
-            return await judge.remote(chunk, generators[lane], max_tokens, timeout_s)
+            try:
+                return await judge.remote(chunk, generators[lane], max_tokens, timeout_s)
+            except Exception as error:
+                raise named(error, f"evaluation by generator-{lane}") from error
 
     judged = await asyncio.gather(*(one(position, chunk) for position, chunk in enumerate(chunks)))
     records = [record for chunk in judged for record in chunk]

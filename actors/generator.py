@@ -27,8 +27,8 @@ class ForbiddenToken(ValueError):
     """A response holds a special token that would break or shift the learner's forward."""
 
 
-class PromptMismatch(RuntimeError):
-    """The engine expanded a prompt to other token ids than the learner will see."""
+class PromptMismatch(ValueError):
+    """The engine expanded a prompt to other token ids than the learner will see, as it would every time."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -22,12 +22,6 @@ from ray.exceptions import (
 from pipelines.loop import Parcel, RoleFailed
 from pipelines.types import Fault, Lease, Receipt
 
-# A handle stands in for any protocol, which no annotation of `__getattr__` can say.
-if TYPE_CHECKING:
-    _Anything = Any
-else:
-    _Anything = object
-
 # To a type checker a `Remote` stands in for every protocol; at run time Python 3.11 cannot derive from Any.
 if TYPE_CHECKING:
     Anything = Any
@@ -60,7 +54,7 @@ def named(error: BaseException, role: str) -> RoleFailed:
     return RoleFailed.of(error, role)
 
 
-class Remote(_Anything):
+class Remote(Anything):
     """An actor handle that is called like the object itself: `await Remote(handle).pull(...)`.
 
     Every call has the deadline `timeout_s` and raises RoleFailed.
@@ -77,10 +71,10 @@ class Remote(_Anything):
             try:
                 submitted = getattr(self._handle, name).remote(*args, **kwargs)
                 return await asyncio.wait_for(submitted, self._timeout_s)
-            except TimeoutError as error:
-                failed = RoleFailed("timeout", self._role, f"`{name}` took over {self._timeout_s:g} s")
-                raise failed from error
             except Exception as error:
+                if type(error) is TimeoutError:  # of this wait; the object's own comes as a RayTaskError
+                    detail = f"`{name}` took over {self._timeout_s:g} s"
+                    raise RoleFailed("timeout", self._role, detail) from error
                 raise named(error, self._role) from error
 
         return call

@@ -208,9 +208,8 @@ class Run:
     async def _stages(self) -> None:
         plan, crew = self.plan, self.crew
         await crew.ledger.restore.remote(plan.ledger) if plan.ledger else None
-        self.fleet = Fleet(
-            crew.generators, crew.publisher, self.events, self.settings.rollout.engine.timeout_s
-        )
+        patience = 3 * self.settings.rollout.engine.timeout_s  # draining, loading and proving have one each
+        self.fleet = Fleet(crew.generators, crew.publisher, self.events, patience)
         self.fit = in_thread(trainer(plan, crew).fit)
         self.guards = [self.fit, asyncio.create_task(self._record_steps())]
         async with self._stage("start"):
@@ -243,7 +242,7 @@ class Run:
             return
         async with self._stage("final sync"):
             newest = await crew.publisher.newest.remote()
-            await self._guarded(self.fleet.reached(newest, self.settings.rollout.engine.timeout_s))
+            await self._guarded(self.fleet.reached(newest, patience))
         await self._evaluate("after")
 
     async def _evaluate(self, when: str) -> None:

@@ -14,7 +14,6 @@ from collections import defaultdict
 from collections.abc import Awaitable, Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
-from actors.perturber import fell_back
 from actors.producer import named, reach
 from pipelines.data.base import BadRow, Source
 from pipelines.loop import Parcel, RoleFailed
@@ -247,5 +246,10 @@ def facts_of(
         facts["sampled_tokens"] = sum(len(rollout.response.tokens) for rollout in rollouts)
         facts["finished"] = statistics.fmean(rollout.response.finished for rollout in rollouts)
     if damaged:
-        facts["fallback"] = statistics.fmean(fell_back(media) for media in damaged)
+        facts["fallback"] = statistics.fmean(_fell_back(media) for media in damaged)
     return facts
+
+
+def _fell_back(media: Media) -> bool:
+    """Whether a selector found nothing, so that the whole media was damaged."""
+    return media.op is not None and bool(media.op.params.get("fallback", False))

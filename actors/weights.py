@@ -1,7 +1,7 @@
 """The publisher: owns the bytes of the newest weight versions and hands them out in order.
 
 1. `publish` refuses an older attempt and a number that does not grow.
-2. The publisher owns what it hands out (`put` runs in its process), so a learner that dies takes nothing along.
+2. The publisher owns what it hands out (`put` runs in its process): a learner that dies takes nothing along.
 3. `next` waits for the oldest version a taker has not seen, so that every version is proved, none skipped.
 4. Only the last `keep` versions are held: a taker further behind gets the oldest that is left.
 """

@@ -4,8 +4,8 @@
     python -m benchmarks.seeds controls   # the same with labels that carry no information
     python -m benchmarks.seeds margins    # media margin of mdpo and mfpo against online_dpo
 
-Every run is one `plumbline align` in a process of its own, under `runs/seeds/<variant>-<seed>`; a run that has
-finished there is not repeated. Results are printed and written to `runs/seeds/<command>.json`.
+Every run is one `plumbline align` in a process of its own, under `runs/seeds/<variant>-<seed>`; a run that
+has finished there is not repeated. Results are printed and written to `runs/seeds/<command>.json`.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from cpuinfo import get_cpu_info
 from numpy.typing import NDArray
 
 from benchmarks.media_margin import DAMAGES, media_margins
@@ -127,7 +128,7 @@ def main() -> None:
     experiment = {"align": align, "controls": controls, "margins": margins}[arguments.command]
     result = experiment(arguments.seeds, arguments.timeout)
     result["machine"] = (
-        f"{os.cpu_count()} CPU cores, {platform.machine()}, Python {platform.python_version()}"
+        f"{os.cpu_count()} cores of {get_cpu_info()['brand_raw']}, Python {platform.python_version()}"
     )
     result["seeds"] = arguments.seeds
     text = json.dumps(result, indent=2)

@@ -28,6 +28,7 @@ R = TypeVar("R")
 
 USAGE_ERROR = 2
 RUN_FAILED = 1
+PLAIN_WIDTH = 110  # columns where the output is no terminal
 EXPECTED = (SettingsError, DataError, checkpoint.NotACheckpoint, identity.Shadowed)
 
 app = typer.Typer(
@@ -87,10 +88,12 @@ def align(
         typer.echo(f"plumbline: the run failed: {error}\n{run_dir / 'failure.txt'} says where.", err=True)
         raise typer.Exit(RUN_FAILED) from None
     _write_json(json_file, summary)
-    from pipelines.report.console import before_after_table
+    from pipelines.report.console import before_after_table, closing_lines
 
-    console = Console()
+    console = Console(width=None if sys.stdout.isatty() else PLAIN_WIDTH)
     console.print(before_after_table(summary))
+    for line in closing_lines(summary):
+        console.print(line, highlight=False)
     console.print(
         f"{summary['status']}; everything is in {run_dir}; open {run_dir / 'report.html'}", soft_wrap=True
     )

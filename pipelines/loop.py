@@ -270,7 +270,7 @@ class _Drive:
             error = task.exception()
             outcome = task.result() if error is None else RoleFailed.of(error, "producer").fault(lease.group)
             if isinstance(outcome, Fault):
-                if outcome.role == "generator":
+                if outcome.role == "generator" and outcome.retry:  # it is the generator, not the input
                     self.resting[lease.generator] = time.monotonic() + self.limits.rest_s
                 if await self.ledger.fail(outcome, lease):
                     self.again.append(item)

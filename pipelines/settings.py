@@ -15,9 +15,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from pipelines import marked_yaml
 from pipelines.settings_errors import SettingsError, explain
 
-SCORER_CPUS: Final = (
-    0.1  # a scorer waits for rewards and a perturber paints small pictures; both share a core
-)
+# A scorer waits for rewards and a perturber paints small pictures; both share a core.
+SCORER_CPUS: Final = 0.1
 PERTURBER_CPUS: Final = 0.1
 DATA_CPUS: Final = 1.0  # Ray Data starves silently when actors hold every CPU
 
@@ -36,9 +35,8 @@ class DataSettings(Section):
     """Where prompts come from: the embedded world, or a JSONL or Parquet file."""
 
     source: str = Field(default="glyphs", min_length=1)  # "glyphs", or the path of a .jsonl or .parquet file
-    count: Positive | None = (
-        None  # glyphs: scenes (default: enough for the run); a file: at most this many rows
-    )
+    # glyphs: scenes (default: enough for the run); a file: at most this many rows
+    count: Positive | None = None
     questions: Share = 0.2  # glyphs: share of the rows that ask a yes/no question instead of a caption
     max_bad_rows: Annotated[int, Field(ge=0)] = 0  # more than this many unusable rows end the run
 
@@ -104,10 +102,8 @@ class LearnerSettings(Section):
 
 class SyncSettings(Section):
     every: Positive = 1  # learner steps between two published weight versions
-    max_lag: Annotated[int, Field(ge=0)] = (
-        1  # published versions a comparison may be behind; 0: strictly on-policy
-    )
-    on_failure: Literal["stop"] = "stop"  # what a version that cannot be proved does to the run
+    # published versions that a comparison may be behind; 0: strictly on-policy
+    max_lag: Annotated[int, Field(ge=0)] = 1
 
 
 class EvaluationSettings(Section):
@@ -126,9 +122,8 @@ class Settings(Section):
     """A run. See docs/settings.md for every key."""
 
     name: str = Field(default="glyphs", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")  # names the run's folder
-    recipe: str = Field(
-        default="online_dpo", min_length=1
-    )  # of `plumbline recipes`, or package.module:function
+    # a name from `plumbline recipes`, or package.module:function
+    recipe: str = Field(default="online_dpo", min_length=1)
     method: dict[str, Any] = {}  # parameters of the recipe
     model: str = Field(default="glyphs", min_length=1)  # "glyphs", or a checkpoint in Hugging Face layout
     reward: str = "world"  # "world", "random" (control), package.module:function or path/to/file.py:function

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import statistics
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
@@ -70,12 +70,15 @@ def evaluation(run_dir: Path) -> dict[str, Any]:
 
 
 def sync(events: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Proofs of weight versions: how many there were, how many hold, and what each part said."""
+    """Weight versions that were brought to the generators, those that all of them proved, and what each part
+    of the proofs said."""
     proofs = [event for event in events if event["event"] == "proof"]
+    versions = {proof["version"] for proof in proofs}
+    failed = {proof["version"] for proof in proofs if not proof["holds"]}
     return {
-        "versions": len({proof["version"] for proof in proofs}),
-        "verified": sum(bool(proof["holds"]) for proof in proofs),
-        "failed": sum(not proof["holds"] for proof in proofs),
+        "versions": len(versions),
+        "verified": len(versions - failed),
+        "failed": len(failed),
         "seconds": round(sum(float(proof["seconds"]) for proof in proofs), 2),
         "parts": {part: dict(Counter(str(proof[part]) for proof in proofs)) for part in PROOF_PARTS},
     }
@@ -101,10 +104,11 @@ def stage_seconds(
     events: Sequence[Mapping[str, Any]], steps: Sequence[Mapping[str, Any]]
 ) -> dict[str, float]:
     """Where the time went: stages of the driver, busy seconds of the workers, phases of the learner."""
-    total: Counter[str] = Counter()
+    total: defaultdict[str, float] = defaultdict(float)
     for event in events:
         if event["event"] == "stage_seconds":
-            total.update({str(name): float(seconds) for name, seconds in event["seconds"].items()})
+            for name, seconds in event["seconds"].items():
+                total[str(name)] += float(seconds)
     for step in steps:
         for name, seconds in step.items():
             if name.startswith("seconds/"):

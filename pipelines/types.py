@@ -96,9 +96,7 @@ class Prompt:
     id: str  # the data row's id; a damaged prompt keeps the id of its root
     messages: tuple[Message, ...]
     acts: tuple[Op, ...] = ()  # in-model operations, e.g. attention drop
-    gold: Mapping[str, Any] = field(
-        default_factory=dict[str, Any]
-    )  # the row's free columns; for rewards only
+    gold: Mapping[str, Any] = field(default_factory=dict[str, Any])  # free columns of the row; for rewards
     origin: str = "data"  # "data" or the name of the damage that made it
 
     @cached_property
@@ -310,7 +308,7 @@ class Proof:
 
 @dataclass(frozen=True, kw_only=True)
 class Shard:
-    """One rank's part of a sealed step. Filled by the ledger; the split depends on (step, rank, world) alone."""
+    """One rank's part of a sealed step. Filled by the ledger; the split follows from (step, rank, world)."""
 
     step: int  # 1-based
     stop: bool  # True: there is no such step, training is over

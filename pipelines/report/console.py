@@ -37,6 +37,35 @@ def before_after_table(summary: Mapping[str, Any]) -> Table:
     return table
 
 
+def closing_lines(summary: Mapping[str, Any]) -> list[str]:
+    """What the run proves of itself: weights in four parts, accounting, lag and sight."""
+    lines: list[str] = []
+    if sync := summary.get("sync"):
+        lines.append(f"weights: {sync['verified']} of {sync['versions']} versions proved, {sync['failed']} failed")
+        for part, results in sync["parts"].items():
+            counts = ", ".join(f"{count} {result}" for result, count in sorted(results.items()))
+            lines.append(f"  {part.replace('_', ' ')}: {counts}")
+    counts: Mapping[str, Any] = summary.get("comparisons") or {}
+    if "issued" in counts:
+        dropped: Mapping[str, int] = counts["dropped"]
+        reasons = ", ".join(f"{reason} {number}" for reason, number in sorted(dropped.items()))
+        released = f" + {counts['released']} released" if counts.get("released") else ""
+        lines.append(
+            f"groups: {counts['issued']} issued = {counts['trained']} trained + {sum(dropped.values())} dropped"
+            f"{f' ({reasons})' if reasons else ''}{released}"
+        )
+    if "recount" in summary:
+        wrong = len(summary["recount"]["discrepancies"])
+        lines.append(f"recount from the log of trained comparisons: {wrong or 'no'} discrepancies")
+    if lag := summary.get("lag"):
+        lines.append(f"lag: {fmt.compact(lag['max'])} versions at most, {fmt.number(lag['mean'])} on average")
+    if sight := summary.get("sight"):
+        reliance = fmt.finite(sight["visual_reliance"])
+        seen = f", visual reliance {fmt.number(reliance)} nats" if reliance is not None else ""
+        lines.append(f"sight: {sight['digest_mismatches']} digest mismatches{seen}")
+    return lines
+
+
 def progress_line(metrics: Mapping[str, Any]) -> str:
     """The numbers people watch, from one line of metrics.jsonl; what the run does not measure is left out."""
     pieces: list[str] = []

@@ -1,13 +1,12 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-import pipelines
-
 
 @pytest.fixture(scope="session")
-def served_checkpoint() -> Path:
-    """What the real endpoint is started with: a checkpoint in Hugging Face layout, or a run."""
-    return Path(pipelines.__file__).parent / "worlds" / "glyphs" / "base"
+def served_checkpoint(shared_run: Any) -> Path:
+    """The run that was interrupted, resumed and finished: serving takes its newest checkpoint."""
+    return shared_run.folder

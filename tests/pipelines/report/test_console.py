@@ -7,7 +7,7 @@ import math
 
 from rich.console import Console
 
-from pipelines.report.console import before_after_table, progress_line
+from pipelines.report.console import before_after_table, closing_lines, progress_line
 
 
 def shown(summary: dict[str, object]) -> str:
@@ -53,3 +53,23 @@ def test_progress_line_shows_what_is_measured() -> None:
         == "margin \N{MINUS SIGN}0.50"
     )
     assert progress_line({}) == ""
+
+
+def test_closing_lines_say_what_the_run_proves() -> None:
+    parts = {"canary_change": {"proved": 2, "not distinguishable": 1}}
+    summary = {
+        "sync": {"versions": 3, "verified": 3, "failed": 0, "parts": parts},
+        "comparisons": {"issued": 9, "trained": 6, "dropped": {"tie": 2}, "released": 1},
+        "recount": {"discrepancies": []},
+        "lag": {"max": 1.0, "mean": 0.5},
+        "sight": {"digest_mismatches": 0, "visual_reliance": 3.25},
+    }
+    assert closing_lines(summary) == [
+        "weights: 3 of 3 versions proved, 0 failed",
+        "  canary change: 1 not distinguishable, 2 proved",
+        "groups: 9 issued = 6 trained + 2 dropped (tie 2) + 1 released",
+        "recount from the log of trained comparisons: no discrepancies",
+        "lag: 1 versions at most, 0.50 on average",
+        "sight: 0 digest mismatches, visual reliance 3.25 nats",
+    ]
+    assert closing_lines({}) == []
