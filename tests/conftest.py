@@ -15,6 +15,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
+
+# Examples are the same in every run, and how long one takes says nothing: the machine is shared.
+settings.register_profile("plumbline", deadline=None, derandomize=True)
+settings.load_profile("plumbline")
 
 ROOT = Path(__file__).parents[1]
 STEPS = 10
