@@ -34,7 +34,8 @@ class Plan:
     recipe: Recipe
     source: Source
     inventory: Inventory
-    model: Path  # what training starts from
+    model: Path  # what the run started from: the learner's frozen reference
+    start: Path  # what this attempt's generators load: the same, or a checkpoint
     canaries: tuple[Canary, ...]
     attempt: int = 1
     resumed: Path | None = None  # the verified checkpoint that this attempt continues
@@ -102,7 +103,7 @@ def generator(plan: Plan, index: int) -> Any:
         .options(**options)
         .remote(
             name=f"generator-{index}",
-            model_path=str(plan.model),
+            model_path=str(plan.start),
             engine=rollout.engine,
             decoding=decoding,
             lora=plan.settings.learner.lora,

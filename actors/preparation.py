@@ -41,6 +41,7 @@ def prepare(settings: Settings, run_dir: Path, *, resume: bool) -> Plan:
         source=source,
         inventory=inventory,
         model=base,
+        start=base,
         canaries=canaries,
     )
     return resumed(plan) if resume else plan
@@ -60,10 +61,10 @@ def resumed(plan: Plan) -> Plan:
     events = read_lines(plan.run_dir / "events.jsonl")
     earlier = [event["attempt"] for event in events if event["event"] == "resumed"]
     # A full checkpoint is what the generators start from; an adapter is published onto the unchanged base.
-    model = plan.model if plan.settings.learner.lora else found.path
+    start = plan.model if plan.settings.learner.lora else found.path
     return replace(
         plan,
-        model=model,
+        start=start,
         resumed=found.path,
         attempt=1 + max([found.manifest["attempt"], *earlier]),
         step=found.step,

@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stdout
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -23,13 +24,23 @@ from pipelines.settings import LearnerSettings, LoraSettings
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
+def use_the_environments_tools() -> None:
+    """Let DeepSpeed build its communication op with, and for, the environment that runs."""
+    here = Path(sys.executable).parent
+    # DeepSpeed runs `ninja` from PATH: this environment's own is found even where it was not activated.
+    if str(here) not in (path := os.environ.get("PATH", os.defpath)).split(os.pathsep):
+        os.environ["PATH"] = f"{path}{os.pathsep}{here}"
+    # In torch's cache of the home folder two environments would rebuild the op in turns, for minutes each.
+    if os.access(sys.prefix, os.W_OK):
+        os.environ.setdefault("TORCH_EXTENSIONS_DIR", str(Path(sys.prefix) / "torch_extensions"))
+
+
 def join_process_group(settings: LearnerSettings, rank: int, world: int) -> None:
     """Uses the process group that exists (Ray Train's), or makes one of a single process."""
     import torch.distributed as dist
 
     os.environ.setdefault("LOCAL_RANK", "0")
-    # DeepSpeed runs `ninja` from PATH: this environment's own is found even where it was not activated.
-    os.environ["PATH"] = os.pathsep.join([os.environ.get("PATH", ""), os.path.dirname(sys.executable)])
+    use_the_environments_tools()
     if settings.gpus:
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     if dist.is_initialized():

@@ -41,10 +41,12 @@ def build_communication_op() -> None:
             "setup: no C++ compiler; install one (Debian, Ubuntu: apt-get install g++) and run this again"
         )
     from deepspeed.ops.op_builder.cpu import ShareMemCommBuilder
-    from torch.utils.cpp_extension import get_default_build_root
 
+    from actors.training import use_the_environments_tools
+
+    use_the_environments_tools()
     builder = ShareMemCommBuilder()
-    for lock in Path(get_default_build_root()).glob(f"*/{builder.NAME}/lock"):
+    for lock in Path(os.environ.get("TORCH_EXTENSIONS_DIR", "")).glob(f"{builder.NAME}/lock"):
         # torch waits for it in silence and for ever, also when the build that made it was killed.
         print(f"setup: waiting for another build; if none runs, delete {lock}", flush=True)
     builder.load(verbose=False)
@@ -92,8 +94,6 @@ def read_stamp() -> dict[str, dict[str, str]]:
 
 
 def main() -> None:
-    # The build calls ninja by name, and an environment that is not activated is not on the path.
-    os.environ["PATH"] = f"{os.environ.get('PATH', os.defpath)}{os.pathsep}{Path(sys.executable).parent}"
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
     os.environ.setdefault("TQDM_DISABLE", "1")
     done = read_stamp()

@@ -51,6 +51,12 @@ def test_the_resumed_run_goes_on_where_the_checkpoint_was(shared_run, metrics, e
     assert [record["step"] for record in metrics] == list(range(1, STEPS + 1))
 
 
+def test_the_reference_of_the_resumed_run_is_the_model_it_started_from(metrics, events):
+    [resumed] = [event for event in events if event["event"] == "resumed"]
+    first = next(record for record in metrics if record["step"] == resumed["step"] + 1)
+    assert abs(first["margin/text"]) > 0.01, "policy and reference agree: the checkpoint became the reference"
+
+
 def test_comparisons_are_conserved(shared_run):
     counts = shared_run.summary["comparisons"]
     dropped = sum(counts["dropped"].values())
