@@ -10,6 +10,7 @@ from pipelines.data.base import Source
 from pipelines.types import Canary, Prompt
 
 CANARY_ROWS = 3
+ANY_WORD = "yes"  # the answer to a prompt that is a picture alone
 CANARY_TOKENS = 24  # long enough to move with every layer, short enough to cost nothing
 
 
@@ -22,7 +23,7 @@ def make_canaries(source: Source, processing: Processing) -> tuple[Canary, ...]:
     canaries: list[Canary] = []
     for _, row in islice(source.rows(), CANARY_ROWS):
         prompt, media = source.prompt(row)
-        text = str(row.get("answer") or words(prompt))
+        text = str(row.get("answer") or words(prompt).strip() or ANY_WORD)
         tokens = tuple(processing.tokenizer(text, add_special_tokens=False)["input_ids"][:CANARY_TOKENS])
         canaries.append(Canary(prompt=prompt, media=media, tokens=tokens))
         if prompt.media:

@@ -238,16 +238,13 @@ class Ledger:
         if step <= self._trained_step:
             return
         if step != self._sealed_step:
-            raise ValueError(
-                f"step {step} was never handed out; the newest sealed step is {self._sealed_step}"
-            )
+            raise ValueError(f"step {step} was never handed out; the newest one is {self._sealed_step}")
         self._books.train(step)
         self._trained_step = step
         time_s = round(time.monotonic() - self._started, 3)
         self._metrics.append({"time_s": time_s, **self._step_facts, **metrics, "step": step})
-        self._note(
-            "stage_seconds", step=step, seconds={name: round(s, 4) for name, s in self._seconds.items()}
-        )
+        seconds = {name: round(s, 4) for name, s in self._seconds.items()}
+        self._note("stage_seconds", step=step, seconds=seconds)
         self._seconds.clear()
         self._change()
 

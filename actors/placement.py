@@ -12,7 +12,7 @@ from typing import Any
 import ray
 from ray._private import ray_constants
 
-from pipelines.settings import Settings, demands
+from pipelines.settings import Settings, SettingsError, demands
 
 # The engine and the tokenizers read these at import, so every process of the run gets them from the start.
 PROCESS_ENVIRONMENT = {
@@ -32,18 +32,19 @@ def ray_session(settings: Settings, needed: dict[str, float] | None = None) -> I
     """A Ray session for one run; what it started, it stops.
 
     With an address (settings or RAY_ADDRESS) it connects and starts nothing. Without one it starts a local
-    Ray whose *logical* CPUs cover the run's demands: processes of a laptop share its cores.
+    Ray whose *logical* CPUs cover the run's demands: processes of a laptop share its cores. Variables that
+    the caller, or a submitted job, has set are kept.
 
     Raises:
-        RuntimeError: the cluster cannot hold the run, with the demand and what there is.
+        SettingsError: there is no such cluster, it wants a token, or it cannot hold the run.
     """
     needed = needed or demands(settings)
     address = settings.ray_address or os.environ.get("RAY_ADDRESS")
-    environment = {**PROCESS_ENVIRONMENT, "PYTHONPATH": search_path()}
+    environment = {key: os.environ.get(key, value) for key, value in PROCESS_ENVIRONMENT.items()}
     if address:
-        ray.init(address=address, runtime_env={"env_vars": PROCESS_ENVIRONMENT}, log_to_driver=False)
+        join(address, environment)
     else:
-        os.environ.update(environment)
+        os.environ.update(environment, PYTHONPATH=search_path())
         start_on_loopback(
             num_cpus=math.ceil(needed["CPU"]),
             object_store_memory=OBJECT_STORE_BYTES,
@@ -54,6 +55,20 @@ def ray_session(settings: Settings, needed: dict[str, float] | None = None) -> I
         yield
     finally:
         ray.shutdown()
+
+
+def join(address: str, environment: dict[str, str]) -> None:
+    """`ray.init` as a driver of the cluster at `address`; its workers get `environment`."""
+    # Ray refuses a variable that the submitted job's own environment names too, even of the same value.
+    os.environ["RAY_OVERRIDE_JOB_RUNTIME_ENV"] = "1"
+    try:
+        ray.init(address=address, runtime_env={"env_vars": environment}, log_to_driver=False)
+    except ConnectionError as error:
+        raise SettingsError(
+            f"cannot join the Ray cluster at {address}: {error.__cause__ or error}. Is it running, and can "
+            "it be reached from here? If it asks for a token, put its token into ~/.ray/auth_token and set "
+            "RAY_AUTH_MODE=token"
+        ) from error
 
 
 def start_on_loopback(**options: Any) -> None:
@@ -84,7 +99,7 @@ def refuse_what_cannot_fit(needed: dict[str, float]) -> None:
     available = ray.cluster_resources()
     for name, amount in needed.items():
         if amount > available.get(name, 0.0):
-            raise RuntimeError(
+            raise SettingsError(
                 f"this run needs {amount:g} {name} but the Ray cluster has {available.get(name, 0.0):g}; "
                 "lower rollout.generators, rollout.scorers or learner.workers, or add nodes"
             )

@@ -10,29 +10,26 @@ from actors.canaries import make_canaries
 from actors.checkpoints import BadCheckpoint, newest_verified
 from actors.crew import Plan
 from actors.processing import Processing
-from pipelines import checkpoint, identity, recipes
-from pipelines.data import admit, open_source
+from pipelines import recipes
+from pipelines.data import DataError, Source, admit, open_source
 from pipelines.journal import read_lines
-from pipelines.rewards import load_reward
 from pipelines.settings import Settings, SettingsError, model_path, to_yaml
+from pipelines.types import Canary
 
 
 def prepare(settings: Settings, run_dir: Path, *, resume: bool) -> Plan:
-    """Check everything that can be checked without a cluster, and write the resolved settings.
+    """Go through the rows, which `pipelines.preflight.require` leaves out, and write the resolved settings.
 
-    Raises SettingsError or DataError with one clear message.
+    Raises SettingsError, NotACheckpoint or DataError with one clear message.
     """
-    identity.check()
     run_dir = run_dir.absolute()  # workers have working directories of their own
     recipe = recipes.load(settings.recipe, settings.method)
-    load_reward(settings)  # only to fail here rather than in a worker
     base = model_path(settings)
-    checkpoint.inspect(base)
     source = open_source(settings)
     run_dir.mkdir(parents=True, exist_ok=True)
     inventory = source.inventory()
     admit(inventory, settings.data.max_bad_rows, run_dir / "bad_rows.jsonl")
-    canaries = make_canaries(source, Processing(base, settings.rollout.engine.max_model_len))
+    canaries = _canaries(settings, source, Processing(base, settings.rollout.engine.max_model_len))
     (run_dir / "config.yaml").write_text(to_yaml(settings))
     plan = Plan(
         settings=settings,
@@ -45,6 +42,19 @@ def prepare(settings: Settings, run_dir: Path, *, resume: bool) -> Plan:
         canaries=canaries,
     )
     return resumed(plan) if resume else plan
+
+
+def _canaries(settings: Settings, source: Source, processing: Processing) -> tuple[Canary, ...]:
+    """Canaries that fit. Rows too long further on are dropped and counted; these start every generator."""
+    canaries = make_canaries(source, processing)
+    for canary in canaries:
+        where = f"data.source: prompt {canary.prompt.id!r}"
+        try:
+            length = len(processing.encode(canary.prompt, canary.media).input_ids)
+            processing.require_fit(length, max(settings.rollout.max_tokens, len(canary.tokens)), where)
+        except ValueError as error:
+            raise DataError(str(error)) from error
+    return canaries
 
 
 def resumed(plan: Plan) -> Plan:

@@ -25,7 +25,7 @@ import tempfile
 import threading
 import time
 import traceback
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, TypeVar
@@ -94,9 +94,16 @@ def evaluate_checkpoint(settings: Settings, target: Path) -> dict[str, Any]:
 async def _evaluate_checkpoint(plan: Plan, path: Path) -> dict[str, Any]:
     counts, rollout = plan.settings.evaluation, plan.settings.rollout
     generators = [generator(plan, index) for index in range(rollout.generators)]
-    await asyncio.gather(*(each.start.remote(plan.canaries) for each in generators))
+    await start(generators, plan)
     rows = list(heldout_rows(counts.scenes, counts.questions))
     return heldout(await evaluate(generators, rows, path, rollout.max_tokens, 4 * rollout.engine.timeout_s))
+
+
+async def start(generators: Sequence[Any], plan: Plan) -> None:
+    """Bring all engines up. Raises RoleFailed with the name of the generator that did not start."""
+    timeout_s = 3 * plan.settings.rollout.engine.start_timeout_s  # loading, compiling, first samples
+    named_ones = [Remote(one, f"generator-{index}", timeout_s) for index, one in enumerate(generators)]
+    await asyncio.gather(*(one.start(plan.canaries) for one in named_ones))
 
 
 def learner_failure(ended: asyncio.Future[Any]) -> None:
@@ -213,8 +220,7 @@ class Run:
         self.fit = in_thread(trainer(plan, crew).fit)
         self.guards = [self.fit, asyncio.create_task(self._record_steps())]
         async with self._stage("start"):
-            started = asyncio.gather(*(g.start.remote(plan.canaries) for g in crew.generators))
-            await self._guarded(started)
+            await self._guarded(start(crew.generators, plan))
             self.guards.append(asyncio.create_task(self.fleet.follow()))
             first = plan.step // self.settings.sync.every
             deadline = self.settings.learner.start_timeout_s

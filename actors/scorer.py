@@ -11,13 +11,13 @@ import inspect
 import statistics
 import time
 from collections import defaultdict
-from collections.abc import Awaitable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Iterable, Sequence
 from typing import Any, TypeVar
 
 from actors.producer import named, reach
 from pipelines.data.base import BadRow, Source
 from pipelines.loop import Parcel, RoleFailed
-from pipelines.perturbations.base import Perturbation, RegionSelector
+from pipelines.perturbations.base import DamageRequest
 from pipelines.recipe import Stage
 from pipelines.rewards import load_reward
 from pipelines.rewards.base import Reward, judge
@@ -61,13 +61,13 @@ class Pool:
         self._perturbers = list(perturbers)
         self._load = [0] * len(self._perturbers)
 
-    async def damage(self, *args: Any) -> Media:
+    async def damage(self, media: Media, request: DamageRequest) -> Media:
         if not self._perturbers:
             raise ValueError("the recipe damages media but the run has no perturbers")
         index = min(range(len(self._load)), key=lambda i: (self._load[i], i))
         self._load[index] += 1
         try:
-            return await self._perturbers[index].damage(*args)
+            return await self._perturbers[index].damage(media, request)
         finally:
             self._load[index] -= 1
 
@@ -94,17 +94,8 @@ class GroupTools:
         self.scores.extend(scores)
         return scores
 
-    async def damage(
-        self,
-        media: Media,
-        perturbation: Perturbation,
-        selector: RegionSelector | None,
-        answer: str,
-        gold: Mapping[str, Any],
-        seed: int,
-    ) -> Media:
-        asked = self._pool.damage(media, perturbation, selector, answer, gold, seed)
-        damaged = await self._timed("damage", "perturber", asked)
+    async def damage(self, media: Media, request: DamageRequest) -> Media:
+        damaged = await self._timed("damage", "perturber", self._pool.damage(media, request))
         self.damaged.append(damaged)
         return damaged
 

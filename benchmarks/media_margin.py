@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from actors.forward import Scorer, collate
 from actors.processing import Processing
 from pipelines.data.glyphs import GlyphsSource
-from pipelines.perturbations.base import damage
+from pipelines.perturbations.base import DamageRequest, damage
 from pipelines.perturbations.crop import Crop
 from pipelines.perturbations.diffuse import Diffuse
 from pipelines.perturbations.keywords import GraphRank
@@ -45,9 +45,14 @@ def cells() -> dict[str, list[Cell]]:
         [digest] = prompt.media
         found["clean"].append((prompt, media, row["answer"]))
         for name, (perturbation, selector) in DAMAGES.items():
-            damaged = damage(
-                media[digest], perturbation, selector, row["answer"], prompt.gold, SEED + position
+            request = DamageRequest(
+                perturbation=perturbation,
+                selector=selector,
+                answer=row["answer"],
+                gold=prompt.gold,
+                seed=SEED + position,
             )
+            damaged = damage(media[digest], request)
             other = prompt.with_media({digest: damaged.digest}, origin=name)
             found[name].append((other, {damaged.digest: damaged}, row["answer"]))
     return found

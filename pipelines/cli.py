@@ -76,7 +76,7 @@ def align(
 ) -> None:
     """Align a model online: without arguments, the embedded one on the embedded world."""
     settings = _settings(arguments, seed)
-    preflight.recipe(settings)
+    preflight.require(settings)
     find = runs.resumable_run_dir if resume else runs.fresh_run_dir
     run_dir = find(Path(settings.output), settings.name)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -14,6 +15,7 @@ class Journal:
 
     def __init__(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
+        _remove_torn_end(path)
         self._file = path.open("a", encoding="utf-8", buffering=1)
 
     def write(self, event: str, **fields: Any) -> None:
@@ -31,9 +33,8 @@ def read_lines(path: Path) -> Iterator[dict[str, Any]]:
     """Records of a JSON-lines file; nothing if it does not exist. A torn last line (crash) is left out."""
     if not path.exists():
         return
-    lines = (
-        path.read_text(encoding="utf-8").removesuffix("\n").split("\n")
-    )  # not splitlines: texts hold U+2028
+    text = path.read_text(encoding="utf-8", errors="replace")  # a crash may cut a character in two
+    lines = text.removesuffix("\n").split("\n")  # not splitlines: texts hold U+2028
     for number, line in enumerate(lines, start=1):
         if not line:
             continue
@@ -42,3 +43,12 @@ def read_lines(path: Path) -> Iterator[dict[str, Any]]:
         except json.JSONDecodeError as error:
             if number < len(lines):
                 raise ValueError(f"{path}:{number}: not a JSON object ({error.msg})") from error
+
+
+def _remove_torn_end(path: Path) -> None:
+    """Cut off what a crash left without its newline, or the next record would be glued to it."""
+    if not path.exists():
+        return
+    content = path.read_bytes()
+    if not content.endswith(b"\n"):
+        os.truncate(path, content.rfind(b"\n") + 1)

@@ -38,6 +38,15 @@ def check(settings: Settings) -> list[Finding]:
     return [_finding(name, look, settings) for name, look in checks.items()]
 
 
+def require(settings: Settings) -> None:
+    """Raise the first problem, as SettingsError, NotACheckpoint or Shadowed, in a second and without Ray.
+
+    All checks of `check` but that of the rows: a run keeps what it finds when it goes through them.
+    """
+    for look in (_packages, recipe, _model, _reward, _resources, _output):
+        look(settings)
+
+
 def _finding(name: str, look: Callable[[Settings], str], settings: Settings) -> Finding:
     try:
         return Finding(check=name, ok=True, text=look(settings))

@@ -14,9 +14,9 @@ import asyncio
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol
+from typing import Protocol
 
-from pipelines.perturbations.base import Perturbation, RegionSelector
+from pipelines.perturbations.base import DamageRequest, Perturbation, RegionSelector
 from pipelines.types import Media, MediaTable, Prompt, Rollout, Score
 
 
@@ -39,15 +39,7 @@ class Tools(Protocol):
         """One score per rollout, in order; a reward that fails gives a *missing* score."""
         ...
 
-    async def damage(
-        self,
-        media: Media,
-        perturbation: Perturbation,
-        selector: RegionSelector | None,
-        answer: str,
-        gold: Mapping[str, Any],
-        seed: int,
-    ) -> Media:
+    async def damage(self, media: Media, request: DamageRequest) -> Media:
         """The media with its regions damaged; whole image when the selector finds none."""
         ...
 
@@ -165,15 +157,18 @@ class Damage(Step):
         if self.selector is not None and self.of not in draft.chosen:
             raise ValueError(f"Damage({self.name!r}) reads {self.of!r}, which no earlier step chose")
         answer = draft.rollouts[draft.chosen[self.of]].response.text if self.of in draft.chosen else ""
-        gold = draft.prompt.gold
-        damaged = await asyncio.gather(
-            *(
-                tools.damage(
-                    draft.media[digest], self.perturbation, self.selector, answer, gold, derived_seed(seed, i)
-                )
-                for i, digest in enumerate(digests)
-            )
+        asked = DamageRequest(
+            perturbation=self.perturbation,
+            selector=self.selector,
+            answer=answer,
+            gold=draft.prompt.gold,
+            seed=0,
         )
+        work = (
+            tools.damage(draft.media[digest], replace(asked, seed=derived_seed(seed, i)))
+            for i, digest in enumerate(digests)
+        )
+        damaged = await asyncio.gather(*work)
         swap = {old: new.digest for old, new in zip(digests, damaged, strict=True)}
         if all(old == new for old, new in swap.items()):
             return self._without(draft, "damage_changed_nothing")

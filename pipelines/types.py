@@ -289,7 +289,7 @@ Proved = Literal["proved", "not distinguishable", "failed"]
 
 @dataclass(frozen=True, kw_only=True)
 class Proof:
-    """Whether a generator truly holds a version, in four parts (docs: "Weight truth")."""
+    """Whether a generator truly holds a version, in four parts (docs/architecture.md)."""
 
     version: int
     generator: str

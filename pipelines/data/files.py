@@ -41,10 +41,23 @@ class FileSource:
         """Read, check and count every row; pictures are opened and decoded, but not kept."""
         usable: list[int] = []
         bad: list[BadRow] = []
+        for position, found in self._checked():
+            if isinstance(found, BadRow):
+                bad.append(found)
+            else:
+                usable.append(position)
+        return Inventory(usable=usable, bad=tuple(bad))
+
+    def rows(self) -> Iterator[tuple[int, Row]]:
+        """Lazy: who takes the first few rows has only those opened."""
+        return ((at, found) for at, found in self._checked() if not isinstance(found, BadRow))
+
+    def _checked(self) -> Iterator[tuple[int, Row | BadRow]]:
+        """Every row with its position, up to `count` usable ones."""
         seen: dict[str, str] = {}
         for position, raw in self._raw():
-            if self.count is not None and len(usable) == self.count:
-                break
+            if self.count is not None and len(seen) == self.count:
+                return
             try:
                 row = self.row(raw, position)
                 self._look_at_images(row)
@@ -53,15 +66,10 @@ class FileSource:
                         row["where"], "`id`", f"{row['id']!r} again", f"one not used at {seen[row['id']]}"
                     )
             except BadRow as error:
-                bad.append(error)
+                yield position, error
                 continue
             seen[row["id"]] = row["where"]
-            usable.append(position)
-        return Inventory(usable=usable, bad=tuple(bad))
-
-    def rows(self) -> Iterator[tuple[int, Row]]:
-        usable = set(self.inventory().usable)
-        return ((position, self.row(raw, position)) for position, raw in self._raw() if position in usable)
+            yield position, row
 
     def row(self, raw: Any, position: int) -> Row:
         """A checked row: id, where, turns, images (locations or bytes) and gold (the free columns)."""

@@ -34,23 +34,28 @@ class RegionSelector(Protocol):
     def __call__(self, media: Media, answer: str, gold: Mapping[str, Any]) -> Regions | None: ...
 
 
-def damage(
-    media: Media,
-    perturbation: Perturbation,
-    selector: RegionSelector | None,
-    answer: str,
-    gold: Mapping[str, Any],
-    seed: int,
-) -> Media:
-    """Damage the regions that `selector` finds in `media`; the whole media when it finds none.
+@dataclass(frozen=True, kw_only=True)
+class DamageRequest:
+    """How one media is to be damaged."""
+
+    perturbation: Perturbation
+    seed: int
+    selector: RegionSelector | None = None  # None: the whole media, on purpose
+    answer: str = ""  # the selector looks for what it speaks of
+    gold: Mapping[str, Any] = field(default_factory=dict[str, Any])  # free columns of the row
+
+
+def damage(media: Media, request: DamageRequest) -> Media:
+    """Damage the regions that the selector finds in `media`; the whole media when it finds none.
 
     The operation recorded on the result says whether that fallback was taken (`fallback`), so that it can
     be counted (MFPO, arXiv 2410.15334, falls back the same way; inferred from a third-party note).
     """
-    regions = selector(media, answer, gold) if selector is not None else None
+    perturbation, selector = request.perturbation, request.selector
+    regions = selector(media, request.answer, request.gold) if selector is not None else None
     if regions is not None and not regions.mask.any():
         regions = None
-    damaged = perturbation(media, regions.mask if regions is not None else None, seed)
+    damaged = perturbation(media, regions.mask if regions is not None else None, request.seed)
     if damaged.op is None or damaged.parent != media.digest:
         raise ValueError(f"{type(perturbation).__name__} must record its operation and its parent media")
     facts: dict[str, Any] = dict(regions.facts) if regions is not None else {}

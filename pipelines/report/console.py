@@ -41,19 +41,19 @@ def closing_lines(summary: Mapping[str, Any]) -> list[str]:
     """What the run proves of itself: weights in four parts, accounting, lag and sight."""
     lines: list[str] = []
     if sync := summary.get("sync"):
-        lines.append(f"weights: {sync['verified']} of {sync['versions']} versions proved, {sync['failed']} failed")
+        proved = f"{sync['verified']} of {sync['versions']} versions proved"
+        lines.append(f"weights: {proved}, {sync['failed']} failed")
         for part, results in sync["parts"].items():
-            counts = ", ".join(f"{count} {result}" for result, count in sorted(results.items()))
-            lines.append(f"  {part.replace('_', ' ')}: {counts}")
+            found = ", ".join(f"{count} {result}" for result, count in sorted(results.items()))
+            lines.append(f"  {part.replace('_', ' ')}: {found}")
     counts: Mapping[str, Any] = summary.get("comparisons") or {}
     if "issued" in counts:
         dropped: Mapping[str, int] = counts["dropped"]
         reasons = ", ".join(f"{reason} {number}" for reason, number in sorted(dropped.items()))
-        released = f" + {counts['released']} released" if counts.get("released") else ""
-        lines.append(
-            f"groups: {counts['issued']} issued = {counts['trained']} trained + {sum(dropped.values())} dropped"
-            f"{f' ({reasons})' if reasons else ''}{released}"
-        )
+        ends = [f"{counts['trained']} trained", f"{sum(dropped.values())} dropped"]
+        ends[1] += f" ({reasons})" if reasons else ""
+        ends += [f"{counts['released']} released"] if counts.get("released") else []
+        lines.append(f"groups: {counts['issued']} issued = {' + '.join(ends)}")
     if "recount" in summary:
         wrong = len(summary["recount"]["discrepancies"])
         lines.append(f"recount from the log of trained comparisons: {wrong or 'no'} discrepancies")

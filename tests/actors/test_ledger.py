@@ -1,105 +1,32 @@
+"""The ledger's rules, one by one."""
+
 from __future__ import annotations
 
 import asyncio
 import json
-import random
 from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import settings
-from hypothesis import strategies as st
-from hypothesis.stateful import (
-    Bundle,
-    RuleBasedStateMachine,
-    consumes,
-    initialize,
-    invariant,
-    precondition,
-    rule,
-)
 
 from actors.ledger import Ledger, group_id
 from pipelines.loop import RunFailed
-from pipelines.types import Comparison, Fault, Group, Lease, Media, Receipt, Shard
+from pipelines.types import Group, Media, Receipt, Shard
+from tests.actors.ledger_calls import (
+    comparison,
+    counts,
+    fault,
+    fill,
+    group,
+    issue,
+    make,
+    now,
+    pull,
+    train,
+    waits,
+)
 
 DAMAGE = np.zeros((2, 2, 3), np.uint8)
-
-
-class Waits(Exception):
-    pass
-
-
-LOOP = asyncio.new_event_loop()
-
-
-def now(coroutine: Any) -> Any:
-    """The result of a call that does not have to wait for another one."""
-
-    async def brief() -> Any:
-        task = asyncio.ensure_future(coroutine)
-        for _ in range(3):
-            await asyncio.sleep(0)
-            if task.done():
-                return task.result()
-        task.cancel()
-        await asyncio.gather(task, return_exceptions=True)
-        raise Waits
-
-    return LOOP.run_until_complete(brief())
-
-
-def waits(coroutine: Any) -> bool:
-    try:
-        now(coroutine)
-    except Waits:
-        return True
-    return False
-
-
-def make(groups: int = 2, lag: int = 1, sync_every: int = 1, steps: int = 100, **more: Any) -> Ledger:
-    return Ledger("run", 1, groups, sync_every, lag, steps, **more)
-
-
-def comparison(name: str) -> Comparison:
-    return Comparison(id=name, prompts=(), responses=(), candidates=(), preferences=())
-
-
-def group(lease: Lease, version: int = 0, comparisons: int = 1, **more: Any) -> Group:
-    made = tuple(comparison(f"{lease.group}/{i}") for i in range(comparisons))
-    return Group(id=lease.group, fence=lease.fence, comparisons=made, media={}, version=version, **more)
-
-
-def fault(lease: Lease, retry: bool = True) -> Fault:
-    return Fault(group=lease.group, reason="scorer_died", role="scorer", detail="node a", retry=retry)
-
-
-def issue(ledger: Ledger, cursor: int) -> Lease:
-    lease = now(ledger.issue(f"p{cursor}", 0, cursor, 0))
-    assert lease is not None
-    return lease
-
-
-def fill(ledger: Ledger, cursors: range, version: int = 0) -> list[Lease]:
-    leases = [issue(ledger, cursor) for cursor in cursors]
-    for lease in leases:
-        assert now(ledger.accept(group(lease, version))).accepted
-    return leases
-
-
-def pull(ledger: Ledger, step: int, rank: int = 0, world: int = 1) -> Shard:
-    return now(ledger.pull(1, step, rank, world))
-
-
-def train(ledger: Ledger, step: int) -> Shard:
-    shard = pull(ledger, step)
-    now(ledger.trained(1, step, {"loss": 1.0}))
-    return shard
-
-
-def counts(ledger: Ledger) -> dict[str, Any]:
-    ledger.check()
-    return now(ledger.counts())
 
 
 # --- identity and delivery ---------------------------------------------------------------------------------
@@ -434,149 +361,3 @@ def test_restoring_needs_a_fresh_ledger_of_the_same_run() -> None:
         now(Ledger("other", 1, 1, 1, 0, 1).restore(snapshot))
     with pytest.raises(ValueError, match="no snapshot of step 4"):
         now(used.snapshot(4))
-
-
-class Books(RuleBasedStateMachine):
-    """Everything that can happen, in any order; the truth is kept in plain sets outside the ledger."""
-
-    leases = Bundle("leases")
-
-    @initialize(
-        groups=st.integers(1, 4), lag=st.integers(0, 2), sync_every=st.integers(1, 2), steps=st.integers(1, 6)
-    )
-    def begin(self, groups: int, lag: int, sync_every: int, steps: int) -> None:
-        self.sizes = (groups, sync_every, lag, steps)
-        self.attempt = 1
-        self.ledger = Ledger("run", 1, *self.sizes)
-        self.cursor = self.step = 0
-        self.lineage: dict[int, list[str]] = {}  # step -> ids trained, as the learner saw it
-        self.snapshot: dict[str, Any] = now(self.ledger.snapshot(0))
-
-    @rule(target=leases, epoch=st.just(0))
-    def issue(self, epoch: int) -> Lease | None:
-        lease = now(self.ledger.issue(f"p{self.cursor}", epoch, self.cursor, 0))
-        self.cursor += 1
-        return lease
-
-    @rule(target=leases, lease=leases)
-    def issue_again(self, lease: Lease | None) -> Lease | None:
-        if lease is None or lease.fence >> 32 != self.attempt:
-            return None
-        try:
-            return now(self.ledger.issue(f"p{lease.cursor}", 0, lease.cursor, 1))
-        except ValueError:
-            return None
-
-    @rule(lease=leases, version=st.integers(0, 6), dropped=st.sampled_from([None, None, "tie"]))
-    def accept(self, lease: Lease | None, version: int, dropped: str | None) -> None:
-        if lease is not None:
-            now(self.ledger.accept(group(lease, min(version, self.step), dropped=dropped)))
-
-    @rule(lease=consumes(leases), retry=st.booleans())
-    def fail(self, lease: Lease | None, retry: bool) -> None:
-        if lease is not None:
-            now(self.ledger.fail(fault(lease, retry), lease))
-
-    @rule(world=st.integers(1, 3))
-    def train(self, world: int) -> None:
-        try:
-            shards = [
-                now(self.ledger.pull(self.attempt, self.step + 1, rank, world)) for rank in range(world)
-            ]
-        except (Waits, RunFailed):
-            return
-        if shards[0].stop:
-            assert all(shard.stop for shard in shards)
-            return
-        groups, sync_every, lag, steps = self.sizes
-        taken = [g for shard in shards for g in shard.groups]
-        self.step += 1
-        assert self.step <= steps and 0 < len(taken) <= groups
-        assert all((self.step - 1) // sync_every - g.version <= lag for g in taken)
-        self.lineage[self.step] = [g.id for g in taken]
-        now(self.ledger.trained(self.attempt, self.step, {}))
-
-    @rule()
-    def publish(self) -> None:
-        now(self.ledger.published(self.step // self.sizes[1]))
-
-    @rule()
-    def commit(self) -> None:
-        self.snapshot, self.saved = (
-            json.loads(json.dumps(now(self.ledger.snapshot(self.step)))),
-            (self.step, 0),
-        )
-
-    @rule(clean=st.booleans())
-    def restart(self, clean: bool) -> None:
-        """A crash, or a stop with release: the next attempt continues from the last commit."""
-        if clean:
-            now(self.ledger.release())
-            self.ledger.check()
-            assert now(self.ledger.state()).live == 0
-        self.attempt += 1
-        self.ledger = Ledger("run", self.attempt, *self.sizes)
-        now(self.ledger.restore(self.snapshot))
-        self.step = self.snapshot["step"]
-        self.lineage = {step: ids for step, ids in self.lineage.items() if step <= self.step}
-        self.cursor = self.snapshot["next_cursor"]
-
-    @precondition(lambda self: self.cursor > 3)
-    @rule()
-    def finish(self) -> None:
-        now(self.ledger.finish())
-
-    @invariant()
-    def conserves(self) -> None:
-        if not hasattr(self, "ledger"):
-            return
-        found = counts(self.ledger)
-        places = ("leased", "buffered", "sealed", "trained", "released")
-        assert found["issued"] == sum(found[place] for place in places) + sum(found["dropped"].values())
-        trained = [name for ids in self.lineage.values() for name in ids]
-        assert len(trained) == len(set(trained)) == found["trained"]
-
-
-TestBooks = Books.TestCase
-TestBooks.settings = settings(max_examples=80, stateful_step_count=40, deadline=None)
-
-
-def test_crashes_at_random_points_lose_and_double_nothing() -> None:
-    """Random crashes between any two calls; the learner's own log says what the weights have seen."""
-    chance = random.Random(4)
-    total, groups, steps = 0, 3, 200
-    log: dict[int, list[str]] = {}
-    snapshot, attempt, step, kills = None, 0, 0, 0
-    while step < steps:
-        attempt += 1
-        ledger = Ledger("run", attempt, groups, 1, 1, steps)
-        if snapshot is not None:
-            now(ledger.restore(snapshot))
-        step, cursor = (snapshot["step"], snapshot["next_cursor"]) if snapshot is not None else (0, 0)
-        log = {at: ids for at, ids in log.items() if at <= step}
-        life = chance.randrange(12) if kills < 1000 else 10**9
-        for _ in range(life):
-            lease = now(ledger.issue(f"p{cursor}", 0, cursor, 0))
-            cursor += 1
-            if lease is not None and chance.random() < 0.9:
-                now(ledger.accept(group(lease, version=step)))
-            elif lease is not None:
-                now(ledger.fail(fault(lease, retry=False), lease))
-            if step < steps and not waits(ledger.pull(attempt, step + 1, 0, 1)):
-                shard = now(ledger.pull(attempt, step + 1, 0, 1))
-                step += 1
-                log[step] = [g.id for g in shard.groups]
-                now(ledger.trained(attempt, step, {}))
-                if chance.random() < 0.7:
-                    snapshot = now(ledger.snapshot(step))
-            if step == steps:
-                break
-        ledger.check()
-        kills += 1
-        if step == steps:
-            total = now(ledger.counts())["issued"]
-            settled = now(ledger.counts())
-            break
-    trained = [name for ids in log.values() for name in ids]
-    assert len(trained) == len(set(trained)) == groups * steps == settled["trained"]
-    assert total == settled["trained"] + sum(settled["dropped"].values()) and kills > 50

@@ -17,7 +17,7 @@ from pipelines.comparisons import Edges
 from pipelines.data.base import BadRow
 from pipelines.loop import RoleFailed
 from pipelines.objectives.base import Objective
-from pipelines.perturbations.base import Regions
+from pipelines.perturbations.base import DamageRequest, Regions
 from pipelines.recipe import Stage
 from pipelines.rollout import Choose, Damage, Drop, Sample
 from pipelines.settings import Settings
@@ -306,20 +306,30 @@ def test_work_goes_to_the_perturber_with_the_fewest_calls() -> None:
     taken: list[int] = []
 
     @dataclass
-    class Slow:
+    class Waiting:
         name: int
+        free: asyncio.Event
 
-        async def damage(self, *args: Any) -> Any:
+        async def damage(self, media: Media, request: DamageRequest) -> Media:
             taken.append(self.name)
-            await asyncio.sleep(0.01 if self.name else 0.05)
+            await self.free.wait()
+            return media
 
     async def main() -> None:
-        pool = Pool([Slow(0), Slow(1)])
-        first = [asyncio.create_task(pool.damage()) for _ in range(4)]
-        await asyncio.sleep(0.025)  # the second is free again, the first is not
-        await asyncio.gather(*first, pool.damage())
+        waiting = [Waiting(name, asyncio.Event()) for name in range(2)]
+        pool = Pool(waiting)
+        picture = Media(kind="image", space="rgb8", payload=np.zeros((2, 2, 3), np.uint8))
+        asked = (picture, DamageRequest(perturbation=Blacken(), seed=0))
+        first = [asyncio.create_task(pool.damage(*asked)) for _ in range(4)]
+        while len(taken) < 4:
+            await asyncio.sleep(0)
+        waiting[1].free.set()
+        await asyncio.gather(first[1], first[3])  # the second is free again, the first is not
+        await pool.damage(*asked)
+        waiting[0].free.set()
+        await asyncio.gather(*first)
 
-    asyncio.run(main())
+    asyncio.run(asyncio.wait_for(main(), 10))
     assert taken == [0, 1, 0, 1, 1]
 
 

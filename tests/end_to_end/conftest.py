@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 
 ROOT = Path(__file__).parents[2]
-DEADLINE_S = 240
+DEADLINE_S = 420
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Finished:
 
 @pytest.fixture(scope="session")
 def align() -> Callable[..., Finished]:
-    """Runs `plumbline align` with these arguments; fails with the end of its output when it does not end well."""
+    """Runs `plumbline align` with these arguments; one that does not end well fails with its last output."""
 
     def run(folder: Path, *arguments: str | Path) -> Finished:
         command = [sys.executable, "-m", "pipelines.cli", "align", *map(str, arguments)]

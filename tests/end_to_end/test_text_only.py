@@ -1,4 +1,4 @@
-"""A model without eyes and of another architecture, with rows of text: trained, proved and resumed as an adapter."""
+"""A model without eyes, of another architecture, on rows of text: trained, proved, resumed as an adapter."""
 
 from __future__ import annotations
 
@@ -26,27 +26,30 @@ def digits(prompt, response, row):
 
 
 def write_model(folder: Path) -> None:
-    """A small random Qwen2 whose output head is a matrix of its own."""
+    """A small random Llama whose output head is a matrix of its own.
+
+    Not a Qwen2: for that configuration transformers 5.19 puts its own tokenizer in place of the one on disk.
+    """
     import torch
-    from transformers import Qwen2Config, Qwen2ForCausalLM
+    from transformers import LlamaConfig, LlamaForCausalLM
 
     tokenizer = build_tokenizer()
     torch.manual_seed(5)
-    config = Qwen2Config(
+    config = LlamaConfig(
         vocab_size=len(tokenizer),
         hidden_size=64,
         intermediate_size=96,
         num_hidden_layers=LAYERS,
         num_attention_heads=2,  # 32 wide: vLLM's CPU attention has no narrower kernel
         num_key_value_heads=1,
-        max_position_embeddings=256,
+        max_position_embeddings=512,
         initializer_range=0.1,
         bos_token_id=None,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
         tie_word_embeddings=False,
     )
-    Qwen2ForCausalLM(config).save_pretrained(folder)
+    LlamaForCausalLM(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
 
 
@@ -64,7 +67,7 @@ def home(tmp_path_factory) -> Path:
         "data": "rows.jsonl",
         "reward": "reward.py:digits",
         "output": str(folder / "runs"),
-        "rollout": {"max_tokens": 16, "engine": {"max_model_len": 128}},
+        "rollout": {"max_tokens": 16, "engine": {"max_model_len": 512}},
         "learner": {
             "steps": STEPS,
             "groups_per_step": GROUPS,
@@ -159,3 +162,19 @@ def test_the_resumed_adapter_moved_on(second):
     assert set(old) == set(new)
     moved = [float(np.abs(new[name] - old[name]).max()) for name in old]
     assert all(0 < change < 0.01 for change in moved), moved  # one step of Adam at lr 0.002, no fresh start
+
+
+def test_all_weights_are_trained_and_proved_with_a_head_of_their_own(align, home):
+    run = align(
+        home / "runs" / "full", home / "run.yaml", "name=full", "learner.lora=null", "learner.steps=1"
+    )
+    proofs = [event for event in run.lines("events.jsonl") if event["event"] == "proof"]
+    assert [proof["version"] for proof in proofs] == [0, 1]
+    assert all(proof["holds"] for proof in proofs)
+    before = load_file(home / "model" / "model.safetensors")
+    after = load_file(run.folder / "checkpoints" / "step-1" / "model.safetensors")
+    assert proofs[1]["detail"]["bytes"]["tensors"] == len(before)
+    still = [name for name in before if np.array_equal(before[name], after[name])]
+    assert set(before) == set(after)
+    assert not still
+    assert not np.array_equal(after["lm_head.weight"], after["model.embed_tokens.weight"])

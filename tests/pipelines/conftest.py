@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 import pytest
 
-from pipelines.perturbations.base import Perturbation, RegionSelector, damage
+from pipelines.perturbations.base import DamageRequest, damage
 from pipelines.rollout import Draft
 from pipelines.types import Behaviour, Media, MediaTable, Message, Part, Prompt, Response, Rollout, Score
 
@@ -48,17 +47,9 @@ class FakeTools:
             for value in self.scores
         ]
 
-    async def damage(
-        self,
-        media: Media,
-        perturbation: Perturbation,
-        selector: RegionSelector | None,
-        answer: str,
-        gold: Mapping[str, Any],
-        seed: int,
-    ) -> Media:
-        self.seeds["damage"].append(seed)
-        return damage(media, perturbation, selector, answer, gold, seed)
+    async def damage(self, media: Media, request: DamageRequest) -> Media:
+        self.seeds["damage"].append(request.seed)
+        return damage(media, request)
 
 
 @pytest.fixture

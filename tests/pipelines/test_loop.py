@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 import random
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pytest
 
+from actors.generator import ForbiddenToken, PromptMismatch, Quarantined
 from actors.ledger import Ledger
 from pipelines.admission import Admission
 from pipelines.loop import Limits, LocalProducer, RoleFailed, RunFailed, drive
@@ -126,18 +127,18 @@ class World:
             await self.nap()
             self.fleet.proved[generator] = max(number, self.fleet.proved[generator])
 
-    def drive(self, work: Any = None) -> Any:
+    def drive(self, work: Any = None, limits: Limits = FAST) -> Any:
         producer = LocalProducer(work or self.produce, timeout_s=2)
-        return drive(self.prompts, producer, self.ledger, self.fleet, self.admission, self.stop, FAST)
+        return drive(self.prompts, producer, self.ledger, self.fleet, self.admission, self.stop, limits)
 
-    async def run(self, work: Any = None) -> dict[str, Any]:
-        await asyncio.wait_for(asyncio.gather(self.learn(), self.drive(work)), 20)
+    async def run(self, work: Any = None, limits: Limits = FAST) -> dict[str, Any]:
+        await asyncio.wait_for(asyncio.gather(self.learn(), self.drive(work, limits)), 20)
         self.ledger.check()
         return await self.ledger.counts()
 
 
-def run(world: World, work: Any = None) -> dict[str, Any]:
-    return asyncio.run(world.run(work))
+def run(world: World, work: Any = None, limits: Limits = FAST) -> dict[str, Any]:
+    return asyncio.run(world.run(work, limits))
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -208,6 +209,42 @@ def test_a_fault_that_cannot_heal_is_dropped_at_once_under_its_own_name() -> Non
 
     counts = run(world, bad)
     assert counts["dropped"] == {"value_error": 1} and counts["retried"] == 0 and counts["trained"] == 8
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [(ForbiddenToken("a special token"), "forbidden_token"), (PromptMismatch("image"), "prompt_mismatch")],
+)
+def test_what_an_input_does_to_every_generator_is_a_named_drop_and_no_retry(
+    error: Exception, reason: str
+) -> None:
+    world = World(steps=3)
+
+    async def refuse(lease: Lease, parcel: Any) -> Receipt | Fault:
+        if lease.cursor in (1, 4):
+            raise RoleFailed.of(error, "generator")
+        return await world.produce(lease, parcel)
+
+    counts = run(world, refuse)
+    assert counts["dropped"] == {reason: 2} and counts["retried"] == 0 and counts["trained"] == 12
+
+
+def test_work_of_a_quarantined_generator_goes_to_another() -> None:
+    world = World(steps=4, generators=2)
+    refused: list[Lease] = []
+
+    async def quarantined(lease: Lease, parcel: Any) -> Receipt | Fault:
+        if lease.generator == 0:
+            refused.append(lease)
+            raise RoleFailed.of(Quarantined("weight version 1 is not proved"), "generator")
+        return await world.produce(lease, parcel)
+
+    counts = run(world, quarantined, limits=replace(FAST, rest_s=60))
+    assert counts["trained"] == 16 and counts["dropped"] == {}
+    assert counts["retried"] == len(refused) > 0
+    renewed = {lease.group: lease for lease in world.leases}
+    assert all(renewed[lease.group].generator == 1 for lease in refused)
+    assert all(renewed[lease.group].fence > lease.fence for lease in refused)
 
 
 def test_a_stopped_run_leases_nothing_more_and_lets_work_finish() -> None:

@@ -27,8 +27,10 @@ from PIL import Image
 from pipelines.worlds.glyphs import Glyphs
 from pipelines.worlds.glyphs.captions import read_caption
 
-START_TIMEOUT_S = 300
+START_TIMEOUT_S = 420
 REQUEST_TIMEOUT_S = 120
+
+pytestmark = pytest.mark.timeout(1500)  # the first test may wait for the shared run and for the endpoint
 
 
 @dataclass

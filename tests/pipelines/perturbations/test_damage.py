@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from pipelines.perturbations.base import Perturbation, Regions, damage
+from pipelines.perturbations.base import DamageRequest, Perturbation, Regions, RegionSelector, damage
 from pipelines.perturbations.crop import Crop
 from pipelines.perturbations.diffuse import CLIP_MEAN, CLIP_STD, Diffuse, coefficients
 from pipelines.types import Media
@@ -150,19 +150,23 @@ def test_wrong_parameters_are_refused() -> None:
         Crop(0.3, 0.2)
 
 
+def request(selector: RegionSelector | None) -> DamageRequest:
+    return DamageRequest(perturbation=Diffuse(500), selector=selector, answer="a dog", seed=9)
+
+
 def test_damage_records_regions_or_the_fallback(picture: Media) -> None:
     """Without regions, or with an empty mask, the whole picture is damaged and `fallback` says so."""
     mask = np.zeros((40, 56), dtype=np.bool_)
     mask[:4, :4] = True
     found = Regions(mask=mask, facts={"keywords": ["dog"]})
-    damaged = damage(picture, Diffuse(500), lambda media, answer, gold: found, "a dog", {}, 9)
+    damaged = damage(picture, request(lambda media, answer, gold: found))
     assert damaged.op is not None
     assert damaged.op.params == {"step": 500, "space": "pixels", "keywords": ["dog"], "fallback": False}
     assert np.array_equal(damaged.payload[~mask], picture.payload[~mask])
     for nothing in (None, Regions(mask=np.zeros_like(mask), facts={"keywords": ["dog"]})):
-        damaged = damage(picture, Diffuse(500), lambda media, answer, gold, r=nothing: r, "a dog", {}, 9)
+        damaged = damage(picture, request(lambda media, answer, gold, r=nothing: r))
         assert damaged.op is not None
         assert damaged.op.params == {"step": 500, "space": "pixels", "fallback": True}
         assert damaged.digest == Diffuse(500)(picture, None, 9).digest
-    plain = damage(picture, Diffuse(500), None, "", {}, 9)
+    plain = damage(picture, request(None))
     assert plain.op is not None and "fallback" not in plain.op.params

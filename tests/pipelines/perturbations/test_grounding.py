@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from pipelines.perturbations import grounding
-from pipelines.perturbations.base import damage
+from pipelines.perturbations.base import DamageRequest, damage
 from pipelines.perturbations.diffuse import Diffuse
 from pipelines.perturbations.grounding import GroundedBoxes, GroundedMasks
 from pipelines.perturbations.keywords import GraphRank
@@ -55,7 +55,8 @@ def test_boxes_are_in_pixels_of_the_picture(owlv2: str, picture: Media) -> None:
 def test_below_the_threshold_the_whole_picture_is_damaged(detector: str, picture: Media) -> None:
     selector = KeyRegions(GraphRank(), GroundedBoxes(detector, NEVER))
     assert selector(picture, "a red seven", {}) is None
-    damaged = damage(picture, Diffuse(500), selector, "a red seven", {}, 3)
+    request = DamageRequest(perturbation=Diffuse(500), selector=selector, answer="a red seven", seed=3)
+    damaged = damage(picture, request)
     assert damaged.op is not None and damaged.op.params["fallback"] is True
     assert damaged.digest == Diffuse(500)(picture, None, 3).digest
 
