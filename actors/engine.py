@@ -246,6 +246,8 @@ def build_engine(model_path: str, settings: EngineSettings, lora: LoraSettings |
             "max_loras": 1,
             "max_cpu_loras": 1,
             "max_lora_rank": next(rank for rank in ADAPTER_RANKS if rank >= lora.rank),
+            # By default the head is wrapped too, and vLLM 0.32 on CPU then fails on prompt log-probabilities.
+            "lora_target_modules": list(lora.targets),
         }
     engine = LLMEngine.from_engine_args(EngineArgs(**arguments))
     # A line per image that threads stay as they are, and per rotary table that a reload brings it no weights.

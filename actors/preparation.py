@@ -28,7 +28,8 @@ def prepare(settings: Settings, run_dir: Path, *, resume: bool) -> Plan:
     source = open_source(settings)
     run_dir.mkdir(parents=True, exist_ok=True)
     inventory = source.inventory()
-    admit(inventory, settings.data.max_bad_rows, run_dir / "bad_rows.jsonl")
+    listing = None if resume else run_dir / "bad_rows.jsonl"  # a resumed run has listed them already
+    admit(inventory, settings.data.max_bad_rows, listing)
     canaries = _canaries(settings, source, Processing(base, settings.rollout.engine.max_model_len))
     (run_dir / "config.yaml").write_text(to_yaml(settings))
     plan = Plan(

@@ -14,6 +14,8 @@ from pipelines.data import DataError, admit, open_source
 from pipelines.rewards import load_reward
 from pipelines.settings import Settings, SettingsError, demands, model_path
 
+OUTSIDE_BLOCKS = ("embed_tokens", "lm_head")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Finding:
@@ -39,12 +41,17 @@ def check(settings: Settings) -> list[Finding]:
 
 
 def require(settings: Settings) -> None:
-    """Raise the first problem, as SettingsError, NotACheckpoint or Shadowed, in a second and without Ray.
+    """Raise the first problem, as SettingsError, DataError, NotACheckpoint or Shadowed, in a second.
 
-    All checks of `check` but that of the rows: a run keeps what it finds when it goes through them.
+    All checks of `check`, but of the rows only up to the first usable one: a run goes through them itself.
+    That one must be looked at before Ray is imported: its Arrow types would be deserialised from then on.
     """
-    for look in (_packages, recipe, _model, _reward, _resources, _output):
+    for look in (_packages, recipe, _model, _reward, _first_row, _resources, _output):
         look(settings)
+
+
+def _first_row(settings: Settings) -> None:
+    next(open_source(settings).rows(), None)
 
 
 def _finding(name: str, look: Callable[[Settings], str], settings: Settings) -> Finding:
@@ -77,6 +84,11 @@ def _model(settings: Settings) -> str:
         )
     modules = {name.removesuffix(".weight").rpartition(".")[2] for name in found.tensors}
     for target in settings.learner.lora.targets if settings.learner.lora is not None else ():
+        if target in OUTSIDE_BLOCKS:
+            raise SettingsError(
+                f"learner.lora.targets: {target!r} cannot have an adapter, since it breaks the "
+                "log-probabilities behind it; name linear layers of the blocks, such as 'q_proj'"
+            )
         if target not in modules:
             raise SettingsError(f"learner.lora.targets: {found.path} has no module {target!r}")
     eyes = "images and text" if found.sees else "text only"

@@ -238,8 +238,11 @@ def _records(path: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
             for record in batch.to_pylist():
                 yield position, record
                 position += 1
-    except (pa.ArrowException, OSError) as error:
-        raise DataError(f"{path}: not a readable Parquet file: {str(error).splitlines()[0]}") from None
+    except DataError:
+        raise
+    except Exception as error:  # also what extension types raise that a library of this process registered
+        why = next(iter(str(error).splitlines()), type(error).__name__)
+        raise DataError(f"{path}: not a readable Parquet file: {why}") from None
 
 
 def _row_id(given: Any, default: str, where: str) -> str:

@@ -5,22 +5,26 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Final
 
+from rich.console import RenderableType
 from rich.table import Table
+from rich.text import Text
 
 from pipelines.report import format as fmt
 
 _COLOURS: Final = {"better": "green", "worse": "red", "no clear change": "dim"}
 
 
-def before_after_table(summary: Mapping[str, Any]) -> Table:
+def before_after_table(summary: Mapping[str, Any]) -> RenderableType:
     """Held-out measures before and after with paired 95% intervals, from `summary["heldout"]["change"]`."""
+    heldout: Mapping[str, Any] = summary.get("heldout") or {}
+    changes: Mapping[str, Mapping[str, Any]] = heldout.get("change") or {}
+    if not changes:
+        return Text("This run was not evaluated before and after.")
     table = Table(title="Held-out measures before and after", title_justify="left")
     table.add_column("measure")
     for column in ("before", "after", "change", "95% interval"):
         table.add_column(column, justify="right")
     table.add_column("reading")
-    heldout: Mapping[str, Any] = summary.get("heldout") or {}
-    changes: Mapping[str, Mapping[str, Any]] = heldout.get("change") or {}
     for name, change in changes.items():
         reading = fmt.verdict(name, change["interval"])
         table.add_row(
@@ -32,8 +36,6 @@ def before_after_table(summary: Mapping[str, Any]) -> Table:
             reading,
             style=_COLOURS.get(reading),
         )
-    if not changes:
-        table.caption = "This run was not evaluated before and after."
     return table
 
 

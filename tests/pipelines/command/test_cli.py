@@ -67,6 +67,7 @@ def test_a_right_run_is_told_what_was_checked(own_run: Callable[..., Path], tmp_
         ({"method": {"bta": 1}}, "no parameter 'bta'; did you mean 'beta'?"),
         ({"rollout": {"engine": {"max_model_len": 4096}}}, "4096 exceeds the 2048 tokens"),
         ({"learner": {"lora": {"targets": ["q_porj"]}}}, "has no module 'q_porj'"),
+        ({"learner": {"lora": {"targets": ["lm_head"]}}}, "'lm_head' cannot have an adapter"),
         ({"rollout": {"engine": {"gpus": 99}}}, "the run needs 99 GPUs"),
         ({"output": "rows.jsonl/runs"}, "output: cannot write"),
     ],

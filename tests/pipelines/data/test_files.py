@@ -278,11 +278,12 @@ def test_bad_parquet_rows_and_files(tmp_path: Path) -> None:
 
 
 def test_extension_types_are_refused_since_reading_them_can_run_code(tmp_path: Path) -> None:
+    """Where an earlier test of this process loaded Ray Data, its type refuses itself while the file opens."""
     column = pa.field("prompt", pa.string(), metadata={"ARROW:extension:name": "ray.data.arrow_tensor"})
     pq.write_table(
         pa.Table.from_arrays([pa.array(["x"])], schema=pa.schema([column])), tmp_path / "x.parquet"
     )
-    with pytest.raises(DataError, match="extension type"):
+    with pytest.raises(DataError, match=r"extension type|not a readable Parquet file"):
         open_file(tmp_path / "x.parquet").inventory()
 
 
