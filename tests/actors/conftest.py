@@ -10,9 +10,9 @@ import pytest
 ROOT = str(Path(__file__).parents[2])
 
 
-@pytest.fixture(scope="package")
+@pytest.fixture(scope="module")
 def local_ray() -> Iterator[None]:
-    """A small Ray on loopback for the tests of this folder."""
+    """A small Ray on loopback for the tests of one module."""
     import ray
 
     paths = os.pathsep.join([ROOT, str(Path(__file__).parent)])

@@ -50,7 +50,6 @@ def refusal(own_run: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> Ca
         monkeypatch.setattr(ray, "init", started)
         result = CliRunner().invoke(app, ["align", str(own_run(second_row, **changes))])
         assert result.exit_code == 2, result.output
-        assert not ray.is_initialized()
         assert "Traceback" not in result.output
         assert result.stderr.count("plumbline: ") == 1
         assert result.stderr.startswith("plumbline: ")
