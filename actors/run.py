@@ -214,7 +214,8 @@ class Run:
 
     async def _stages(self) -> None:
         plan, crew = self.plan, self.crew
-        await crew.ledger.restore.remote(plan.ledger) if plan.ledger else None
+        if plan.ledger:
+            await crew.ledger.restore.remote(plan.ledger)
         patience = 3 * self.settings.rollout.engine.timeout_s  # draining, loading and proving have one each
         self.fleet = Fleet(crew.generators, crew.publisher, self.events, patience)
         self.fit = in_thread(trainer(plan, crew).fit)
