@@ -5,10 +5,11 @@ BIN := $(VENV)/bin
 # The engine: `make EXTRA=gpu ...` on a machine with CUDA.
 EXTRA ?= cpu
 RUN ?=
+ROW ?=
 ARGS ?=
 READY := $(VENV)/.ready-$(EXTRA)
 
-.PHONY: setup align test lint seeds controls margins clean
+.PHONY: setup align test lint docs goldens seeds controls margins signatures clean
 
 setup: $(READY)
 
@@ -32,6 +33,20 @@ lint: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports
 	$(BIN)/pyright
+
+docs: setup
+	$(BIN)/python -m pipelines.catalogue --write
+
+# The retired losses need the last release of TRL that has them, kept apart from the environment.
+goldens: setup
+	$(BIN)/python -m benchmarks.goldens --out tests/goldens/trl.json
+	$(BIN)/python -m pip install --quiet --no-deps --upgrade --target build/trl-1.13.0 trl==1.13.0
+	PYTHONPATH=build/trl-1.13.0 $(BIN)/python -m benchmarks.goldens --family retired --out tests/goldens/trl_retired.json
+
+# Orderings that the papers report, over seeds: at most 3 hours on two cores; finished runs are not repeated.
+# `make signatures ROW=noise_locality` runs one row.
+signatures: setup
+	$(BIN)/python -m benchmarks.signatures $(ROW) $(ARGS)
 
 # Long runs with a bounded time each; finished runs under runs/seeds are not repeated.
 seeds controls margins: setup

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
+import time
 from collections import Counter, deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -14,6 +16,7 @@ from pipelines.types import Group, Lease
 WINDOW = 100  # groups over which the share of one drop reason is taken
 KEPT = ""  # the outcome of a group that is not dropped
 END_OF_RUN = "end_of_run"  # a drop for which nobody is to blame: the run had all that it needs
+STAGE_OVER = "stage_over"  # the same of a stage
 HINTS = {
     "tie": "all answers to a prompt score the same; use more samples, a higher temperature or a finer reward",
     "missing_score": "the reward fails or returns nothing for most answers",
@@ -154,6 +157,30 @@ class DropWatch:
             f"max_drop_share={self.max_share:g} allows: {advice}"
             + (f"; the last: {detail}" if detail else "")
         )
+
+
+class News:
+    """A revision that grows with every change, and a way to wait for one."""
+
+    def __init__(self) -> None:
+        self.revision = 0
+        self._wake = asyncio.Event()
+
+    def tell(self) -> None:
+        """Something changed: wake everybody who waits."""
+        self.revision += 1
+        self._wake.set()
+        self._wake = asyncio.Event()
+
+    async def until(self, holds: Callable[[], bool], timeout_s: float) -> bool:
+        """Wait until `holds()`; False after `timeout_s`."""
+        deadline = time.monotonic() + timeout_s
+        while not holds():
+            try:
+                await asyncio.wait_for(self._wake.wait(), deadline - time.monotonic())
+            except TimeoutError:
+                return holds()
+        return True
 
 
 def owned(group: Group) -> Group:

@@ -7,6 +7,7 @@ of a few of them, for people.
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -63,10 +64,11 @@ def write_media(run_dir: Path, groups: Sequence[Group], step: int) -> None:
 def _schema() -> Any:
     import pyarrow as pa
 
-    whole = ("attempt", "step", "rank", "version_oldest", "version_newest")
+    whole = ("attempt", "step", "rank", "stage", "use", "version_oldest", "version_newest")
     real = ("score_chosen", "score_rejected", "margin_text", "margin_media")
-    words = ("group", "comparison", "prompt_id", "prompt_digest", "prompt_text", "media_digest")
-    words += ("damaged_digest", "damage", "chosen", "rejected", "parts_chosen", "parts_rejected")
+    words = ("group", "comparison", "edge", "edges", "cells", "prompt_id", "prompt_digest", "prompt_text")
+    words += ("sampled_chosen", "sampled_rejected", "media_digest", "damaged_digest", "damage")
+    words += ("chosen", "rejected", "parts_chosen", "parts_rejected", "margins")
     return pa.schema(
         [(name, pa.int64()) for name in whole]
         + [(name, pa.string()) for name in words]
@@ -75,35 +77,56 @@ def _schema() -> Any:
 
 
 def _row(group: Group, comparison: Comparison, margins: Mapping[str, float]) -> dict[str, Any]:
-    text = _edge(comparison, "text") or comparison.preferences[0]
-    winner, loser = comparison.candidates[text.winner], comparison.candidates[text.loser]
+    """`chosen` and `rejected` are the sides of the edge that the row shows; without any edge `chosen` is the
+    first cell's answer. `rejected` is empty where both sides have one answer."""
+    edge = _shown(comparison)
+    winner = comparison.candidates[edge.winner if edge else 0]
+    loser = comparison.candidates[edge.loser] if edge else None
+    other = loser if loser is not None and loser.response != winner.response else None
     prompt = comparison.prompts[winner.prompt]
     clean, damaged = _swapped(comparison, prompt)
     behaviours = [c.behaviour for c in comparison.candidates if c.behaviour is not None]
     return {
+        "stage": comparison.stage,
+        "use": group.use,
         "group": group.id,
         "comparison": comparison.id,
+        "edge": edge.name if edge else None,
+        "edges": json.dumps([e.name for e in comparison.preferences]),
+        "cells": json.dumps([c.role for c in comparison.candidates]),
         "version_oldest": min((b.oldest for b in behaviours), default=None),
         "version_newest": max((b.newest for b in behaviours), default=None),
         "prompt_id": prompt.id,
         "prompt_digest": prompt.digest,
         "prompt_text": _text(prompt),
+        "sampled_chosen": winner.sampled_under,
+        "sampled_rejected": loser.sampled_under if loser else None,
         "media_digest": clean,
         "damaged_digest": damaged,
         "damage": _damage(group.media, damaged),
         "chosen": comparison.responses[winner.response].text,
-        "rejected": comparison.responses[loser.response].text if loser.response != winner.response else None,
+        "rejected": comparison.responses[other.response].text if other else None,
         "score_chosen": _value(winner),
-        "score_rejected": _value(loser),
+        "score_rejected": _value(loser) if loser else None,
         "parts_chosen": _parts(winner.score),
-        "parts_rejected": _parts(loser.score),
+        "parts_rejected": _parts(loser.score) if loser else None,
         "margin_text": margins.get("text"),
         "margin_media": margins.get("media"),
+        "margins": json.dumps({name: _finite(value) for name, value in margins.items()}),
     }
 
 
-def _edge(comparison: Comparison, name: str) -> Preference | None:
-    return next((edge for edge in comparison.preferences if edge.name == name), None)
+def _shown(comparison: Comparison) -> Preference | None:
+    """The edge of a row: "text" where there is one, else one with two answers, else the first."""
+    edges = comparison.preferences
+    named = [edge for edge in edges if edge.name == "text"]
+    cells = comparison.candidates
+    told = [edge for edge in edges if cells[edge.winner].response != cells[edge.loser].response]
+    return next(iter([*named, *told, *edges]), None)
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
 
 
 def _swapped(comparison: Comparison, prompt: Prompt) -> tuple[str | None, str | None]:

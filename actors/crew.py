@@ -12,6 +12,8 @@ import ray
 from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 
+from actors.decoder import HuggingFaceGenerator
+from actors.exporting import syncs_adapter
 from actors.generator import Decoding, Generator
 from actors.learner_loop import train_loop
 from actors.ledger import Ledger
@@ -19,8 +21,10 @@ from actors.perturber import Perturber
 from actors.prompts import PromptStream
 from actors.scorer import Scorer
 from actors.weights import Publisher
+from pipelines.admission import admission_of
 from pipelines.data.base import Inventory, Source
 from pipelines.recipe import Recipe
+from pipelines.requirements import backend_of
 from pipelines.settings import PERTURBER_CPUS, SCORER_CPUS, Settings
 from pipelines.types import Canary
 
@@ -67,7 +71,7 @@ def build(plan: Plan) -> Crew:
     perturbers = [perturbing.remote() for _ in range(settings.rollout.perturbers)]
     scoring = ray.remote(Scorer).options(**service | {"num_cpus": SCORER_CPUS})
     scorers = [
-        scoring.remote(plan.recipe.stage, settings, plan.source, generators, perturbers, ledger)
+        scoring.remote(plan.recipe, settings, plan.source, generators, perturbers, ledger)
         for _ in range(settings.rollout.scorers)
     ]
     return Crew(
@@ -85,31 +89,29 @@ def ledger_arguments(plan: Plan) -> dict[str, Any]:
     return {
         "run": settings.name,
         "attempt": plan.attempt,
-        "groups_per_step": settings.learner.groups_per_step,
-        "sync_every": settings.sync.every,
-        "max_lag": settings.sync.max_lag,
-        "max_steps": settings.learner.steps,
+        "admission": admission_of(settings, plan.recipe),
         "max_drop_share": settings.max_drop_share,
         "seed": settings.seed,
     }
 
 
 def generator(plan: Plan, index: int) -> Any:
-    rollout = plan.settings.rollout
+    settings, rollout = plan.settings, plan.settings.rollout
     decoding = Decoding(temperature=rollout.temperature, top_p=rollout.top_p, max_tokens=rollout.max_tokens)
     options = {"num_cpus": rollout.engine.cpus, "num_gpus": rollout.engine.gpus, "max_concurrency": 1000}
-    return (
-        ray.remote(Generator)
-        .options(**options)
-        .remote(
-            name=f"generator-{index}",
-            model_path=str(plan.start),
-            engine=rollout.engine,
-            decoding=decoding,
-            lora=plan.settings.learner.lora,
-            seed=plan.settings.seed + index,
-        )
-    )
+    arguments: dict[str, Any] = {
+        "name": f"generator-{index}",
+        "model_path": str(plan.start),
+        "engine": rollout.engine,
+        "decoding": decoding,
+        "lora": settings.learner.lora if syncs_adapter(settings.learner, plan.recipe) else None,
+        "seed": settings.seed + index,
+    }
+    kind: Any = Generator
+    if backend_of(settings, plan.recipe) == "transformers":
+        kind = HuggingFaceGenerator
+        arguments["reference_path"] = str(plan.model)
+    return ray.remote(kind).options(**options).remote(**arguments)
 
 
 def trainer(plan: Plan, crew: Crew) -> TorchTrainer:
@@ -118,7 +120,7 @@ def trainer(plan: Plan, crew: Crew) -> TorchTrainer:
     os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = str(learner.start_timeout_s)
     config = {
         "settings": plan.settings,
-        "objective": plan.recipe.stage.objective,
+        "recipe": plan.recipe,
         "model": str(plan.model),
         "canaries": plan.canaries,
         "run_dir": str(plan.run_dir),

@@ -226,7 +226,10 @@ def build_engine(model_path: str, settings: EngineSettings, lora: LoraSettings |
         "worker_extension_cls": EXTENSION,
         "mm_processor_cache_gb": 1.0,
     }
-    if Processing(model_path).has_vision:
+    processing = Processing(model_path)
+    # A probe asks for the likeliest tokens down to one that is allowed.
+    arguments["max_logprobs"] = max(20, 1 + len(processing.forbidden))
+    if processing.has_vision:
         arguments["limit_mm_per_prompt"] = {"image": settings.images_per_prompt, "video": 0}
     if current_platform.is_cpu():
         # A compiled graph could hold on to packed weights of an older version, hence eager.

@@ -56,6 +56,14 @@ class EngineClient:
             item["multi_modal_data"] = {"image": pictures}
         return item
 
+    def scored(self, prompt: Prompt, media: MediaTable, answer: Sequence[int]) -> dict[str, Any]:
+        """The input that scores an answer. Raises ValueError for one without tokens, and `TooLong`."""
+        if not answer:
+            raise ValueError(f"prompt {prompt.id!r}: got no answer tokens to score")
+        length = len(self.processing.encode(prompt, media).input_ids)
+        self.processing.require_fit(length, len(answer) + 1, f"prompt {prompt.id!r}")  # vLLM adds a token
+        return self.input(prompt, media, tuple(answer))
+
     async def prepare(self, function: Callable[..., T], *arguments: Any) -> T:
         """Template, tokens and pictures off the event loop, one at a time: tokenizers are not shareable."""
         return await asyncio.get_running_loop().run_in_executor(self._preparing, function, *arguments)
@@ -89,9 +97,7 @@ class EngineClient:
 
     async def logprob(self, prompt: Prompt, media: MediaTable, tokens: Sequence[int], lora: Any) -> float:
         """log p(tokens | prompt), summed, nats; teacher-forced."""
-        if not tokens:
-            raise ValueError(f"prompt {prompt.id!r}: got no answer tokens to score")
-        item = await self.prepare(self.input, prompt, media, tuple(tokens))
+        item = await self.prepare(self.scored, prompt, media, tokens)
         output = await self.answer(item, self.params(temperature=0.0, max_tokens=1, prompt_logprobs=0), lora)
         scored = output.prompt_logprobs[-len(tokens) :]
         return sum(entry[token].logprob for entry, token in zip(scored, tokens, strict=True))

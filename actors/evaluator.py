@@ -3,45 +3,29 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import ray
 
+from actors.heldout import heldout_rows as heldout_rows
+from actors.heldout import verified
 from actors.producer import named
 from pipelines.data.glyphs import GlyphsSource
 from pipelines.journal import Journal
-from pipelines.worlds.glyphs import TASKS, Glyphs
 
 CHUNK = 250  # items per call: long enough to fill an engine, short enough to spread over generators
-HELDOUT_SEED = 20_241_015  # every run is judged on the same scenes, so that runs can be paired
-
-
-def heldout_rows(scenes: int, questions: int) -> Iterator[dict[str, Any]]:
-    """Caption rows for `scenes` held-out scenes and `questions` questions of each POPE kind."""
-    world = Glyphs()
-    for task in TASKS:
-        count = scenes if task == "caption" else questions
-        yield from world.rows("heldout", count, HELDOUT_SEED, task)
 
 
 @ray.remote(num_cpus=0)
 def judge(
     rows: list[dict[str, Any]], generator: Any, max_tokens: int, timeout_s: float
 ) -> list[dict[str, Any]]:
-    """One record per row: id, kind, text and the verifier's parts; for questions the true answer."""
-    world = Glyphs()
+    """The records of some rows, see `verified`."""
     source = GlyphsSource(count=len(rows), seed=0)
     prompts = [source.prompt(row) for row in rows]
-    texts = ray.get(generator.greedy.remote(prompts, max_tokens), timeout=timeout_s)
-    records: list[dict[str, Any]] = []
-    for row, text in zip(rows, texts, strict=True):
-        record = {"id": row["id"], "kind": row["kind"], "text": text, **world.verify(row, text)}
-        if row["kind"] != "caption":
-            record |= {"answer": row["answer"], "cluster": row["scene"]["id"]}
-        records.append(record)
-    return records
+    return verified(rows, ray.get(generator.greedy.remote(prompts, max_tokens), timeout=timeout_s))
 
 
 async def evaluate(

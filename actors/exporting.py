@@ -18,6 +18,8 @@ from torch import Tensor, nn
 from actors.processing import Processing
 from actors.training import gathered
 from pipelines.checkpoint import NotACheckpoint
+from pipelines.recipe import MergeAdapter, Recipe
+from pipelines.settings import LearnerSettings
 
 SIDE_FILES = {".json", ".jinja", ".txt", ".model"}  # configuration, processor, tokenizer, chat template
 
@@ -65,9 +67,8 @@ def checkpoint_names(model: Any, path: Path) -> dict[str, str]:
     return names
 
 
-def to_array(tensor: Tensor) -> NDArray[Any]:
-    """A copy in host memory; bfloat16, which numpy lacks, travels as its 16 bits (uint16)."""
-    host = tensor.detach().to("cpu", copy=True).contiguous()
+def to_array(host: Tensor) -> NDArray[Any]:
+    """The array of a tensor in host memory; bfloat16, which numpy lacks, travels as its 16 bits (uint16)."""
     return host.view(torch.uint16).numpy() if host.dtype == torch.bfloat16 else host.numpy()
 
 
@@ -82,24 +83,31 @@ def to_tensor(array: NDArray[Any]) -> Tensor:
     return tensor.view(torch.bfloat16) if array.dtype == np.uint16 else tensor
 
 
+def syncs_adapter(settings: LearnerSettings, recipe: Recipe) -> bool:
+    """Whether versions are LoRA adapters over an unchanged base; else they are whole weights."""
+    merges = any(isinstance(action, MergeAdapter) for stage in recipe.stages for action in stage.then)
+    return settings.lora is not None and not merges
+
+
 def _plain(name: str) -> str:
     """The name a parameter had before the adapter wrapped its layer."""
     return name.replace(".base_layer.", ".")
 
 
-def whole_weights(
-    model: nn.Module, names: Mapping[str, str], zero_stage: int, keep: bool
-) -> dict[str, NDArray[Any]]:
-    """All weights under checkpoint names; LoRA layers merged as W + scaling B A, in float32, then rounded.
+def host_weights(
+    model: nn.Module, zero_stage: int, *, keep: bool = True, merged: bool = True
+) -> dict[str, Tensor]:
+    """A copy of all weights in host memory, under their names in memory without adapter.
 
-    All ranks call it; only where `keep` is set does it return anything. Merging rounds to the model's dtype,
-    so in bfloat16 the merged weights differ from base and adapter by up to half a unit in the last place.
+    LoRA layers are merged as W + scaling B A, in float32, then rounded; with `merged` unset they are left
+    out. All ranks call it; only where `keep` is set does it return anything. Merging rounds to the model's
+    dtype, so in bfloat16 the merged weights differ from base and adapter by up to half a unit in the last
+    place.
     """
-    parameters: dict[str, nn.Parameter] = dict(model.named_parameters(remove_duplicate=False))
-    deltas = _adapted(model)
-    whole: dict[str, NDArray[Any]] = {}
-    for name, parameter in parameters.items():
-        if _plain(name) not in names:
+    deltas = _adapted(model) if merged else {}
+    whole: dict[str, Tensor] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):  # tied ones under each name
+        if ".lora_" in name:
             continue
         adapter = deltas.get(name)
         needed = [parameter, *(adapter[:2] if adapter else ())]
@@ -111,8 +119,31 @@ def whole_weights(
                 down, up, scaling = adapter
                 delta = up.data.float() @ down.data.float() * scaling
                 tensor = (tensor.float() + delta).to(tensor.dtype)
-            whole[names[_plain(name)]] = to_array(tensor)
+            whole[_plain(name)] = tensor.detach().to("cpu", copy=True).contiguous()
     return whole
+
+
+def whole_weights(
+    model: nn.Module, names: Mapping[str, str], zero_stage: int, keep: bool
+) -> dict[str, NDArray[Any]]:
+    """All weights under checkpoint names, adapters merged; all ranks call it."""
+    weights = host_weights(model, zero_stage, keep=keep)
+    return {names[name]: to_array(tensor) for name, tensor in weights.items() if name in names}
+
+
+@torch.no_grad()
+def copy_into(model: nn.Module, weights: Mapping[str, Tensor], zero_stage: int, share: float = 1.0) -> None:
+    """parameter <- (1 - share) parameter + share weight, computed in float32; all ranks call it.
+
+    `model` has no adapter. `weights`: what `host_weights` gives, on all ranks, or the parameters of a model
+    of the same shape without adapter, sharded or not.
+    """
+    for name, parameter in model.named_parameters():
+        with gathered([weights[name]], zero_stage), gathered([parameter], zero_stage, written=True):
+            new = weights[name].to(parameter.device)
+            if share != 1:
+                new = (1 - share) * parameter.data.float() + share * new.float()
+            parameter.data.copy_(new)
 
 
 def _adapted(model: nn.Module) -> dict[str, tuple[nn.Parameter, nn.Parameter, float]]:
@@ -134,8 +165,22 @@ def adapter_weights(model: nn.Module, zero_stage: int, keep: bool) -> dict[str, 
             continue
         with gathered([parameter], zero_stage):
             if keep:
-                adapter["base_model.model." + name.replace(".default.", ".")] = to_array(parameter.data)
+                host = parameter.data.to("cpu", copy=True).contiguous()
+                adapter["base_model.model." + name.replace(".default.", ".")] = to_array(host)
     return adapter
+
+
+def write_weights(path: Path, weights: Mapping[str, Tensor]) -> None:
+    """A file of tensors as `host_weights` names them."""
+    from safetensors.torch import save_file
+
+    save_file(dict(weights), path)
+
+
+def read_weights(path: Path) -> dict[str, Tensor]:
+    from safetensors.torch import load_file
+
+    return load_file(path)
 
 
 def write_checkpoint(folder: Path, tensors: Mapping[str, NDArray[Any]], processing: Processing) -> None:

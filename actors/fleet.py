@@ -23,8 +23,9 @@ class UnprovedVersion(RuntimeError):
 class Fleet:
     """Brings every published version to every generator, in order, and writes the proofs to `journal`.
 
-    A generator's version moves only after its proof holds. `timeout_s`: deadline of one adoption, which
-    drains, loads and proves, each with the engine's own deadline.
+    A generator's version moves only after its proof holds, and after it has the reference that goes with
+    it. `timeout_s`: deadline of one adoption, which drains, loads and proves, each with the engine's own
+    deadline.
     """
 
     def __init__(self, generators: Sequence[Any], publisher: Any, journal: Journal, timeout_s: float) -> None:
@@ -59,11 +60,12 @@ class Fleet:
             await asyncio.sleep(0.05)
 
     async def _follow(self, index: int) -> None:
+        known = 0  # number of the reference that the generator has; 0: the run's model
         while True:
             got = await self._publisher.next(after=self._versions[index], timeout_s=POLL_S)
             if got is None:
                 continue
-            version, [tensors] = got
+            version, [tensors, *reference] = got
             proof: Proof = await self._generators[index].adopt(version, tensors)
             self._journal.write("proof", **asdict(proof), holds=proof.holds)
             if not proof.holds:
@@ -73,4 +75,7 @@ class Fleet:
                     f"canary change {proof.canary_change}, caches fresh {proof.caches_fresh}; "
                     f"{dict(proof.detail)}"
                 )
+            if reference and reference[0] != known:
+                known, weights = reference
+                await self._generators[index].adopt_reference(weights)
             self._versions[index] = version.number

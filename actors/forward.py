@@ -1,4 +1,4 @@
-"""The learner's forward: from prompts and answers to one log-probability per cell.
+"""The learner's forward: from prompts and answers to log-probabilities and features per answer token.
 
 A picture that several rows of a batch show goes through the vision tower once, and only positions that
 predict an answer token are projected to the vocabulary.
@@ -7,9 +7,9 @@ predict an answer token are projected to the vocabulary.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -17,10 +17,16 @@ from torch import Tensor, nn
 
 from actors.processing import Encoded, Processing
 from pipelines.checkpoint import NotACheckpoint
-from pipelines.logprobs import Targets, answer_targets, summed, token_logps
+from pipelines.logprobs import Head, Targets, answer_targets, spread, token_reads
 from pipelines.types import Media, Message, Part, Prompt
 
-Row = tuple[Encoded, Sequence[int]]  # what the model is shown, and the answer's tokens
+
+class Row(NamedTuple):
+    """What the model is shown, the answer's tokens, and what each is scored on (None: on itself)."""
+
+    encoded: Encoded
+    tokens: Sequence[int]
+    scored: Sequence[int] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,6 +40,7 @@ class Batch:
     grid: Tensor | None  # [pictures, 3]
     shown: tuple[int, ...]  # for each picture shown, row by row: which of the distinct pictures it is
     targets: Targets
+    pieces: int = 1  # in how many the projection to the vocabulary is cut; the same on all ranks
 
     def to(self, device: torch.device) -> Batch:
         moved = {
@@ -44,9 +51,9 @@ class Batch:
         return replace(self, **moved)
 
 
-def collate(rows: Sequence[Row], processing: Processing) -> Batch:
+def collate(rows: Sequence[Row], processing: Processing, pieces: int = 1) -> Batch:
     """Pads rows on the right and lists each distinct picture once."""
-    sequences = [[*encoded.input_ids, *answer] for encoded, answer in rows]
+    sequences = [[*row.encoded.input_ids, *row.tokens] for row in rows]
     longest = max(len(sequence) for sequence in sequences)
     ids = torch.full((len(rows), longest), processing.pad, dtype=torch.long)
     mask = torch.zeros_like(ids)
@@ -60,7 +67,7 @@ def collate(rows: Sequence[Row], processing: Processing) -> Batch:
     grids: list[Tensor] = []
     first: dict[int, int] = {}  # id of an encoded prompt -> index of its first picture
     shown: list[int] = []
-    for encoded, _ in rows:
+    for encoded, *_ in rows:
         if encoded.pixel_values is None or encoded.image_grid_thw is None:
             continue
         if id(encoded) not in first:
@@ -76,8 +83,10 @@ def collate(rows: Sequence[Row], processing: Processing) -> Batch:
         grid=torch.cat(grids) if grids else None,
         shown=tuple(shown),
         targets=answer_targets(
-            [len(encoded.input_ids) for encoded, _ in rows], [answer for _, answer in rows]
+            [len(row.encoded.input_ids) for row in rows],
+            [row.tokens if row.scored is None else row.scored for row in rows],
         ),
+        pieces=pieces,
     )
 
 
@@ -89,11 +98,12 @@ def blank_row(processing: Processing) -> Row:
     gray = Media(kind="image", space="rgb8", payload=np.full((56, 56, 3), 128, np.uint8))
     part = Part(kind="image", digest=gray.digest) if processing.has_vision else Part(kind="text", text="")
     prompt = Prompt(id="blank", messages=(Message(role="user", parts=(part,)),))
-    return processing.encode(prompt, {gray.digest: gray}), (min(processing.eos, default=processing.pad),)
+    answer = (min(processing.eos, default=processing.pad),)
+    return Row(processing.encode(prompt, {gray.digest: gray}), answer)
 
 
 class Scorer(nn.Module):
-    """Sums the log-probabilities of each row's answer: [N] float32, nats.
+    """Reads the answer tokens of each row: "logps" [N, L] float32, nats, and the features of `needs`.
 
     `model` is a Hugging Face causal or Qwen2.5-VL model. Raises `NotACheckpoint` for architectures whose head
     does more than a projection, or whose forward does not take prepared image features.
@@ -117,7 +127,31 @@ class Scorer(nn.Module):
                     "expected a plain projection to the vocabulary"
                 )
 
-    def forward(self, batch: Batch) -> Tensor:
+    def forward(
+        self,
+        batch: Batch,
+        needs: Collection[str] = (),
+        reference: tuple[Tensor, Head] | None = None,
+    ) -> dict[str, Tensor]:
+        """ "logps" and each feature of `needs`, [N, L] or [N, L, width]; 0 where nothing is scored.
+
+        "selected" gives the hidden states of the scored tokens alone, [T, width]: what another forward takes
+        as its `reference`, together with the head that belongs to them.
+        """
+        hidden = self._hidden(batch)
+        targets = batch.targets
+        selected = hidden[targets.row, targets.position]
+        head = self.model.get_output_embeddings()
+        reads = token_reads(selected, head, targets.token, needs, reference, batch.pieces)
+        found = {name: spread(values, targets) for name, values in reads.items()}
+        if "hidden" in needs:
+            found["hidden"] = spread(selected.float(), targets)
+        if "selected" in needs:
+            found["selected"] = selected
+        return found
+
+    def _hidden(self, batch: Batch) -> Tensor:
+        """Last hidden states, [N, length, width]."""
         backbone = self.model.base_model
         extra: Mapping[str, Any] = {}
         if batch.pixel_values is not None and batch.grid is not None:
@@ -129,11 +163,9 @@ class Scorer(nn.Module):
                 "image_grid_thw": batch.grid[list(batch.shown)],
                 "mm_token_type_ids": batch.image_mask,
             }
-        hidden = backbone(
+        return backbone(
             input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False, **extra
         ).last_hidden_state
-        tokens = token_logps(hidden, self.model.get_output_embeddings(), batch.targets)
-        return summed(tokens, batch.targets)
 
 
 def without_dropout(model: nn.Module) -> None:

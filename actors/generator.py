@@ -6,47 +6,36 @@ version cannot be proved; `adopt` is the only way through. All awaits have the d
 
 from __future__ import annotations
 
-import asyncio
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Sequence
+from itertools import chain
+from typing import Any, TypeVar
 
-from actors.adoption import AdapterWeights, Arrays, FullWeights, Swap
+from actors.adoption import AdapterWeights, FullWeights, Swap
 from actors.engine import EngineError
 from actors.engine_client import EngineClient
-from actors.gate import Gate, Quarantined
-from actors.prover import Prover
+from actors.engine_subject import EngineSubject
+from actors.gate import Quarantined
+from actors.holder import Decoding, ForbiddenToken, Holder, PromptMismatch
+from pipelines.decoding import Ability, Decoder
+from pipelines.rollout import Probe
 from pipelines.settings import EngineSettings, LoraSettings
-from pipelines.types import Behaviour, Canary, MediaTable, Prompt, Proof, Response, Rollout, WeightVersion
+from pipelines.types import Canary, MediaTable, Prompt, Response, Rollout
 
 __all__ = ["Decoding", "EngineError", "ForbiddenToken", "Generator", "PromptMismatch", "Quarantined"]
 
-
-class ForbiddenToken(ValueError):
-    """A response holds a special token that would break or shift the learner's forward."""
+T = TypeVar("T")
 
 
-class PromptMismatch(ValueError):
-    """The engine expanded a prompt to other token ids than the learner will see, as it would every time."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Decoding:
-    """How responses are sampled."""
-
-    temperature: float = 1.0
-    top_p: float = 1.0
-    max_tokens: int = 48
-
-
-class Generator:
+class Generator(Holder):
     """Samples, evaluates and scores with the newest proved weights.
 
     `model_path`: checkpoint in Hugging Face layout; `lora`: adapter settings when only an adapter is trained;
     `swap`: how versions enter the engine (default: by `lora`). Before the first `adopt`, `greedy` and
-    `logprob` use the weights on disk, and `sample` waits.
+    `logprob` use the weights on disk, and `sample` and `probe` wait.
     """
+
+    abilities: frozenset[Ability] = frozenset({"prefix", "probe"})
 
     def __init__(
         self,
@@ -58,21 +47,12 @@ class Generator:
         seed: int = 0,
         swap: Swap | None = None,
     ) -> None:
-        self.name = name
         self.client = EngineClient(name, model_path, engine, lora, seed)
-        self._decoding = decoding
-        self._timeout_s = engine.timeout_s
+        super().__init__(name, self.client.processing, decoding, engine.timeout_s)
         self._swap: Swap = swap or (AdapterWeights(lora, model_path) if lora else FullWeights())
-        self._gate = Gate(name)
-        self._adopting = asyncio.Lock()
-        self._prover: Prover | None = None
-        self._sampled_tokens = 0
 
-    @property
-    def version(self) -> int:
-        """The proved weight version; -1 before the first."""
-        held = self._prover.held if self._prover else None
-        return held.number if held else -1
+    async def prepare(self, function: Callable[..., T], *arguments: Any) -> T:
+        return await self.client.prepare(function, *arguments)
 
     async def start(self, canaries: Sequence[Canary]) -> dict[str, Any]:
         """Bring the engine up and warm every kernel that sampling and proving use.
@@ -80,11 +60,7 @@ class Generator:
         Returns the seconds it took and the canary values of the weights on disk.
         Raises ValueError without canaries, and what vLLM raises when it does not start.
         """
-        if not canaries:
-            raise ValueError(
-                f"generator {self.name!r}: got no canaries; at least one is needed to prove weights"
-            )
-        self._prover = Prover(self.client, self._swap, canaries)
+        prover = self.watch(EngineSubject(self.client, self._swap), canaries)
         began = time.perf_counter()
         await self.client.start()
         built = time.perf_counter()
@@ -92,8 +68,8 @@ class Generator:
         patience = (
             self.client.settings.start_timeout_s
         )  # vLLM compiles a kernel for the first log-probability
-        await self._samples(first.prompt, first.media, n=2, seed=0, timeout_s=patience)
-        own = await self._prover.calibrate()
+        await self._samples(first.prompt, first.media, 2, 0, Decoder(temperature=1.0), (), patience)
+        own = await prover.calibrate()
         return {"build_s": built - began, "warm_up_s": time.perf_counter() - built, "canary": own}
 
     async def stop(self) -> None:
@@ -117,28 +93,70 @@ class Generator:
             "sampled_tokens": self._sampled_tokens,
         }
 
-    async def sample(self, prompt: Prompt, media: MediaTable, n: int, seed: int) -> tuple[Rollout, ...]:
+    async def sample(
+        self,
+        prompt: Prompt,
+        media: MediaTable,
+        n: int,
+        seed: int,
+        *,
+        decoder: Decoder | None = None,
+        prefix: Sequence[int] = (),
+    ) -> tuple[Rollout, ...]:
         """n responses, all under one weight version; waits while a version is being adopted.
 
-        `Behaviour.logps` are the policy's own log-probabilities: temperature 1, nothing masked or cut.
+        With a `prefix`, tokens of an answer's beginning, each response is that beginning and its
+        continuation. `Behaviour.logps` are the policy's own log-probabilities, of a prefix as well:
+        temperature 1, nothing masked or cut.
         Raises `Quarantined`, `ForbiddenToken`, `PromptMismatch`, `EngineError`, TimeoutError, and ValueError
-        for prompts that cannot be shown to the model.
+        for prompts that cannot be shown to the model and decoders that are more than a temperature.
         """
-        async with self._gate.pass_through(self._timeout_s):
+        chosen = self.resolved(decoder)
+        if type(chosen) is not Decoder:
+            raise ValueError(
+                f"vLLM draws from the policy alone and cannot decode as {type(chosen).__name__} does; the "
+                "Hugging Face generator can"
+            )
+        beginning = tuple(prefix)
+        async with self._gate.pass_through(self.timeout_s):
             version = self.version
-            output = await self._samples(prompt, media, n, seed, self._timeout_s)
-            rollouts = tuple(self.rollout(prompt, completion, version) for completion in output.outputs)
-        self._sampled_tokens += sum(len(rollout.response.tokens) for rollout in rollouts)
-        return rollouts
+            distinct = n if chosen.temperature else 1  # vLLM decodes the one most likely answer once
+            output = await self._samples(prompt, media, distinct, seed, chosen, beginning, self.timeout_s)
+            return tuple(
+                self.rollout(prompt, completion, version, chosen, beginning, _beginning(output, beginning))
+                for completion in (*output.outputs,) * (n // distinct)
+            )
+
+    async def probe(
+        self, prompt: Prompt, media: MediaTable, responses: Sequence[Response], *, attention: bool = False
+    ) -> tuple[Probe, ...]:
+        """The policy's log-probabilities of given responses, in order, under one weight version.
+
+        `Probe.top` leaves out tokens that an answer must not hold. Raises as `sample` does, and ValueError
+        when attention is asked for.
+        """
+        if attention:
+            raise ValueError("vLLM does not show attention weights; the Hugging Face generator does")
+        client = self.client
+        most = 1 + len(self.processing.forbidden)
+        async with self._gate.pass_through(self.timeout_s):
+            version = self.version
+            items = [await client.prepare(client.scored, prompt, media, r.tokens) for r in responses]
+            params = client.params(temperature=0.0, max_tokens=1, prompt_logprobs=most)
+            outputs = await client.answers(items, params, self._swap.request)
+        return tuple(
+            self._probed(output, response, version)
+            for output, response in zip(outputs, responses, strict=True)
+        )
 
     async def greedy(self, prompts: Sequence[tuple[Prompt, MediaTable]], max_tokens: int) -> list[str]:
         """The most likely answers, for evaluation. They share the engine with sampling."""
         client = self.client
-        async with self._gate.pass_through(self._timeout_s, before_first=True):
+        async with self._gate.pass_through(self.timeout_s, before_first=True):
             items = [await client.prepare(client.input, prompt, media) for prompt, media in prompts]
             params = client.params(temperature=0.0, max_tokens=max_tokens)
             outputs = await client.answers(items, params, self._swap.request)
-        return [client.processing.decode(output.outputs[0].token_ids) for output in outputs]
+        return [self.processing.decode(output.outputs[0].token_ids) for output in outputs]
 
     async def logprob(self, prompt: Prompt, media: MediaTable, tokens: Sequence[int]) -> float:
         """log p(tokens | prompt) of the weights in the engine, summed, nats; teacher-forced.
@@ -147,58 +165,57 @@ class Generator:
         """
         return await self.client.logprob(prompt, media, tokens, self._swap.request)
 
-    async def adopt(self, version: WeightVersion, tensors: Arrays) -> Proof:
-        """Take over a version: close the gate, drain, load, forget caches, prove, open the gate.
-
-        What fails is loaded once more from the given tensors; then the generator is quarantined until a later
-        `adopt` succeeds. Never raises for weights that cannot be proved: read `Proof.holds`.
-        Raises TimeoutError when requests in flight do not end (the old version then goes on serving), and
-        RuntimeError before `start`.
-        """
-        if self._prover is None:
-            raise RuntimeError(f"generator {self.name!r} was not started")
-        async with self._adopting, self._gate.closed(self._timeout_s):
-            result = await self._prover.load_and_prove(version, tensors)
-            failed = f"weight version {version.number} is not proved: {dict(result.detail)}"
-            self._gate.quarantine = None if result.holds else failed
-        return result
-
-    def rollout(self, prompt: Prompt, completion: Any, version: int) -> Rollout:
+    def rollout(
+        self,
+        prompt: Prompt,
+        completion: Any,
+        version: int,
+        decoder: Decoder,
+        prefix: tuple[int, ...] = (),
+        prefix_logps: Sequence[float] = (),
+    ) -> Rollout:
         """A rollout from vLLM's completion. Raises `ForbiddenToken`."""
         tokens = tuple(completion.token_ids)
-        bad = sorted(set(tokens) & set(self.client.processing.forbidden))
-        if bad:
-            raise ForbiddenToken(
-                f"prompt {prompt.id!r}: the response holds special tokens {bad}; it is not used"
-            )
-        return Rollout(
-            prompt=prompt,
-            response=Response(
-                tokens=tokens,
-                text=self.client.processing.decode(tokens),
-                finished=completion.finish_reason == "stop",
-            ),
-            behaviour=Behaviour(
-                stream="policy",
-                decoder={"temperature": self._decoding.temperature, "top_p": self._decoding.top_p},
-                oldest=version,
-                newest=version,
-                logps=tuple(
-                    float(entry[token].logprob)
-                    for entry, token in zip(completion.logprobs, tokens, strict=True)
-                ),
-            ),
+        drawn = (entry[token].logprob for entry, token in zip(completion.logprobs, tokens, strict=True))
+        return self.made(
+            prompt,
+            (*prefix, *tokens),
+            chain(prefix_logps, drawn),
+            finished=completion.finish_reason == "stop",
+            version=version,
+            decoder=decoder,
+            prefix=prefix,
         )
 
-    async def _samples(self, prompt: Prompt, media: MediaTable, n: int, seed: int, timeout_s: float) -> Any:
-        item, expected = await self.client.prepare(self._checked_input, prompt, media)
+    def _probed(self, output: Any, response: Response, version: int) -> Probe:
+        barred = set(self.processing.forbidden)
+        entries = output.prompt_logprobs[-len(response.tokens) :]
+        allowed = [{t: e.logprob for t, e in entry.items() if t not in barred} for entry in entries]
+        return Probe(
+            logps=tuple(entry[t].logprob for entry, t in zip(entries, response.tokens, strict=True)),
+            top=tuple(max(entry, key=lambda token: entry[token]) for entry in allowed),
+            version=version,
+        )
+
+    async def _samples(
+        self,
+        prompt: Prompt,
+        media: MediaTable,
+        n: int,
+        seed: int,
+        decoder: Decoder,
+        prefix: tuple[int, ...],
+        timeout_s: float,
+    ) -> Any:
+        item, expected, room = await self.client.prepare(self._checked_input, prompt, media, prefix)
         params = self.client.params(
             n=n,
-            temperature=self._decoding.temperature,
-            top_p=self._decoding.top_p,
-            max_tokens=self._decoding.max_tokens,
+            temperature=decoder.temperature,
+            top_p=self.decoding.top_p,
+            max_tokens=room,
             seed=seed,
             logprobs=0,
+            prompt_logprobs=0 if prefix else None,
         )
         output = await self.client.answer(item, params, self._swap.request, timeout_s)
         if list(output.prompt_token_ids) != expected:
@@ -209,8 +226,16 @@ class Generator:
             )
         return output
 
-    def _checked_input(self, prompt: Prompt, media: MediaTable) -> tuple[dict[str, Any], list[int]]:
-        processing = self.client.processing
-        ids = processing.encode(prompt, media).input_ids
-        processing.require_fit(len(ids), self._decoding.max_tokens, f"prompt {prompt.id!r}")
-        return self.client.input(prompt, media), ids
+    def _checked_input(
+        self, prompt: Prompt, media: MediaTable, prefix: tuple[int, ...]
+    ) -> tuple[dict[str, Any], list[int], int]:
+        """The request, the token ids that the engine must arrive at, and the most tokens it may add."""
+        ids = self.processing.encode(prompt, media).input_ids
+        self.processing.require_fit(len(ids), self.decoding.max_tokens, f"prompt {prompt.id!r}")
+        return self.client.input(prompt, media, prefix), [*ids, *prefix], self.room(prompt, prefix)
+
+
+def _beginning(output: Any, prefix: tuple[int, ...]) -> tuple[float, ...]:
+    """Log-probabilities of the prefix, which vLLM takes as the end of the prompt."""
+    entries = output.prompt_logprobs[-len(prefix) :] if prefix else ()
+    return tuple(entry[token].logprob for entry, token in zip(entries, prefix, strict=True))

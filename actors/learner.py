@@ -8,10 +8,10 @@ accumulation never change a gradient.
 
 from __future__ import annotations
 
-import json
+import logging
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,21 +20,33 @@ import torch.distributed as dist
 from numpy.typing import NDArray
 from torch import Tensor
 
-from actors import exporting, sight, training
-from actors.forward import Batch, Row, Scorer, blank_row, collate
-from actors.processing import Encoded, Processing
+from actors import coupled, exporting, saving, sight, training
+from actors.policy import Policy
+from actors.processing import Processing
 from actors.proof import tensor_digest
-from actors.step_log import Counts, StepResult, Sums, count, note, summary
-from pipelines.objectives.base import Objective, Reads
-from pipelines.objectives.batch import Table, tabulate
+from actors.reading import MicroBatch, Reader
+from actors.references import References
+from actors.running import Heads, observed
+from actors.stages import require_possible
+from actors.step_log import (
+    Counts,
+    StepResult,
+    Sums,
+    bad_tokens,
+    bad_values,
+    count,
+    note,
+    summary,
+    term_names,
+)
+from pipelines.objectives.base import Objective, Term, advanced
+from pipelines.objectives.batch import add_totals
+from pipelines.recipe import Extrapolate, MergeAdapter, Recipe, Refresh, ResetOptimizer, Stage
 from pipelines.settings import LearnerSettings
-from pipelines.types import Canary, Comparison, Group, MediaTable, Prompt, Response, TensorDigest
+from pipelines.types import Canary, Comparison, Group, MediaTable, TensorDigest
 
 MOST_SKIPPED = 3  # non-finite steps in a row that are tolerated
-PROBED = 4  # comparisons per rank whose reliance on images is probed when no edge differs in media
-TAG = "state"  # DeepSpeed's name for the one checkpoint of a folder
-STATE = "plumbline"  # the learner's own entry in it; DeepSpeed keeps names such as skipped_steps to itself
-LAYOUT = "layout.json"  # what the shards depend on
+Weighted = tuple[str, float, Term]  # name of its loss, factor of its values, the term
 
 
 class NotFinite(RuntimeError):
@@ -42,46 +54,104 @@ class NotFinite(RuntimeError):
 
 
 class Learner:
-    """One rank of data-parallel training.
+    """One rank of data-parallel training, in the first stage of the recipe.
 
     `model_path`: the checkpoint that training starts from and the reference stays at. `rank` and `world` must
-    match the process group; without one, a group of a single process is made.
+    match the process group; without one, a group of a single process is made. Raises ValueError for a recipe
+    that these settings cannot train.
     """
 
     def __init__(
         self,
         model_path: str | Path,
         settings: LearnerSettings,
-        objective: Objective,
+        recipe: Recipe,
         seed: int = 0,
         rank: int = 0,
         world: int = 1,
     ) -> None:
+        require_possible(settings, recipe)
         training.join_process_group(settings, rank, world)
         torch.manual_seed(seed)
-        self.settings, self.objective, self.rank, self.world = settings, objective, rank, world
+        self.settings, self.recipe, self.rank, self.world = settings, recipe, rank, world
         self.processing = Processing(model_path)
-        self._model = training.load_model(self.processing, settings.dtype)
-        self._names = exporting.checkpoint_names(self._model, Path(model_path))
-        self._adapter: Any = None
-        if settings.lora:
-            vision = self.processing.has_vision
-            self._adapter = training.add_adapter(self._model, settings.lora, seed, vision)
-        scorer = Scorer(self._model, self.processing)
-        frozen = None if settings.lora else training.frozen_reference(scorer, settings)
-        self._frozen: Callable[[Batch], Tensor] | None = frozen
-        self._engine = training.start_engine(scorer, settings)
-        self._device = torch.device(self._engine.device)
-        self._blank = blank_row(self.processing)
+        self.policy = Policy(self.processing, settings, seed)
+        self.policy.build(trainable=recipe.stages[0].trainable)
+        self.references = References(self.policy)
+        stages = [stage.objective for stage in recipe.stages]
+        heads = dict.fromkeys(head for objective in stages for head in objective.heads)
+        self.heads = Heads(list(heads), self.policy.width, settings, self.policy.device, seed)
+        self._statistics = [item for objective in stages for item in objective.statistics]
+        self.carry: dict[str, float] = {}  # the running statistics that terms read
+        self.reader = Reader(self.policy, self.references, self.heads)
         self.applied_steps = 0
         self.skipped_steps = 0
-        self.digest_mismatches = 0
+        self.warm_steps = 0  # applied since the optimizer started
         self._skipped_in_a_row = 0
+        self.start: dict[str, Tensor] | None = None  # what a stage's extrapolation leads away from
+        self.begin_stage(0)
+
+    # -- stages ---------------------------------------------------------------------------------------------
+
+    @property
+    def now(self) -> Stage:
+        return self.recipe.stages[self.stage]
+
+    @property
+    def objective(self) -> Objective:
+        return self.now.objective
+
+    @property
+    def digest_mismatches(self) -> int:
+        return self.reader.rows.digest_mismatches
+
+    def begin_stage(self, index: int) -> None:
+        """Sets what is trained, from where and against what; all ranks call it together.
+
+        A stage that starts from the run's model, or trains other parameters, starts with a fresh optimizer.
+        """
+        self.stage = index
+        stage, policy = self.now, self.policy
+        if index > 0 and stage.init == "start":
+            policy.lora, policy.merged = self.settings.lora, False
+            policy.build(trainable=stage.trainable)
+        elif stage.trainable != policy.trainable:
+            policy.build(policy.base(), stage.trainable, policy.factors())
+        self.references.enter(stage)
+        if not any(isinstance(action, Extrapolate) for action in stage.then):
+            self.start = None
+        elif self.start is None or stage.init == "start":
+            self.start = policy.weights()
+
+    def end_stage(self) -> None:
+        """Runs what the stage does at its end, in order; all ranks call it together.
+
+        Merging and extrapolating change the weights, so the optimizer starts anew; only `ResetOptimizer`
+        warms up again as well.
+        """
+        policy = self.policy
+        for action in self.now.then:
+            if isinstance(action, Refresh):
+                self.references.refresh()
+            elif isinstance(action, MergeAdapter):
+                merged = policy.weights()
+                if action.rank is not None and policy.lora is not None:
+                    policy.lora = policy.lora.model_copy(update={"rank": action.rank})
+                policy.merged = True
+                policy.build(merged, policy.trainable)
+            elif isinstance(action, Extrapolate):
+                trained = policy.weights()
+                policy.build(_extrapolated(trained, self.start or {}, action.alpha), policy.trainable)
+                self.start = trained
+            elif isinstance(action, ResetOptimizer):
+                training.reset_moments(policy.engine)
+                self.heads.reset()
+                self.warm_steps = 0
 
     # -- one step -------------------------------------------------------------------------------------------
 
     def train_step(self, groups: Sequence[Group], largest: int, step: int, published: int = 0) -> StepResult:
-        """One optimizer step on this rank's groups.
+        """One optimizer step on this rank's groups; none where no term has a comparison to learn from.
 
         `largest`: comparisons of the largest rank's share, so that all ranks run equally many micro-batches.
         `published`: number of the newest weight version, from which the lag of each group is counted.
@@ -97,82 +167,124 @@ class Learner:
                 f"{largest}"
             )
         counts = count(groups, published)
-        if largest == 0:
-            return StepResult(metrics=summary(self._everyones((Sums(), counts))), margins=(), applied=False)
-        sums = self._accumulate(comparisons, media, largest)
+        micros = self.reader.micro_batches(comparisons, largest)
+        terms = self._terms(micros)
+        if not terms:
+            metrics = summary(self._everyones((Sums(), counts)))
+            return StepResult(metrics=metrics, margins=({},) * len(comparisons), applied=False)
+        sums = self._accumulate(micros, terms, media)
         if self.processing.has_vision and not any(self._everyones(bool(sums.reliances))):
-            sums.reliances += self._probe(comparisons, media)
+            sums.reliances += self.reader.reliance(comparisons, media)
         parts: list[tuple[Sums, Counts]] = self._everyones((sums, counts))
         sight.require_reliance([r for part, _ in parts for r in part.reliances], self.settings.dtype)
-        norm, rate, applied = self._optimize(step)
+        bad = tuple(line for part, _ in parts for line in part.bad)
+        norm, rate, applied = self._optimize(step, bad)
+        if applied:
+            seen = add_totals([part.observed for part, _ in parts])
+            self.carry = advanced(self.carry, self._statistics, seen)
+            self.references.after(step)
         seconds = time.perf_counter() - started
         metrics = summary(parts)
         metrics |= {"grad_norm": norm, "lr": rate, "skipped_steps": float(self.skipped_steps)}
         metrics |= {"seconds/forward_backward": seconds, "tokens_per_s": metrics["tokens"] / seconds}
+        metrics |= {f"running/{name}": value for name, value in self.carry.items()}
         numbers = {key: value for key, value in metrics.items() if math.isfinite(value)}
-        return StepResult(metrics=numbers, margins=tuple(sums.margins), applied=applied)
+        return StepResult(metrics=numbers, margins=tuple(sums.margins), applied=applied, bad=bad)
 
-    def _accumulate(self, comparisons: Sequence[Comparison], media: MediaTable, largest: int) -> Sums:
+    def _accumulate(self, micros: Sequence[MicroBatch], terms: Sequence[Weighted], media: MediaTable) -> Sums:
         """Forward and backward over all micro-batches."""
-        size = self.settings.micro_batch
-        chunks = [comparisons[start : start + size] for start in range(0, largest, size)]
-        tables = [tabulate(chunk, self._device) for chunk in chunks]
-        denominators = self._denominators(tables)
+        objective, engine = self.objective, self.policy.engine
+        pieces = self.reader.pieces(micros)
         sums = Sums()
-        for index, (table, chunk) in enumerate(zip(tables, chunks, strict=True)):
-            batch = collate(self._rows(table, media), self.processing).to(self._device)
-            reference, policy = self._reference(batch), self._engine(batch)
-            reads = _reads(table, policy=policy, reference=reference)
-            loss = policy.sum() * 0.0  # every module stays in the graph, whatever the micro-batch holds
-            for (name, weight, term), denominator in zip(self._terms(), denominators, strict=True):
-                if denominator > 0:
-                    part = weight * term(reads).value.sum() / denominator
-                    sums.losses[name] = sums.losses.get(name, 0.0) + float(part.detach())
-                    loss = loss + part
-            if not torch.isfinite(loss):
-                loss = (
-                    loss * math.nan
-                )  # no part of the gradient may pass for finite: all ranks skip this step
-            self._engine.set_gradient_accumulation_boundary(index == len(chunks) - 1)
-            self._engine.backward(loss * self.world)  # DeepSpeed averages over ranks
-            note(sums, table, reads, chunk)
+        coupling = [entry for entry in terms if entry[2].coupled]
+        replayed = self._replay(coupling, micros, media, pieces, sums) if coupling else []
+        for index, micro in enumerate(micros):
+            reads, loss = self.reader.read(micro, media, pieces, objective, self.carry)
+            sums.bad += bad_tokens(micro.table, reads, micro.comparisons)
+            for name, scale, term in terms:
+                if term.coupled:
+                    continue
+                values = scale * term.value(reads)
+                _add_loss(sums, name, values, micro.comparisons)
+                loss = loss + values.sum()
+            if replayed:
+                loss = loss + (replayed[index] * reads.tokens["policy"]).sum()
+            if not torch.isfinite(loss):  # no part of the gradient may pass for finite: all ranks skip
+                loss = loss * math.nan
+            engine.set_gradient_accumulation_boundary(index == len(micros) - 1)
+            engine.backward(loss * self.world)  # DeepSpeed averages over ranks
+            note(sums, micro.table, reads, micro.comparisons)
+            sums.observed = add_totals([sums.observed, observed(objective, reads)])
         return sums
 
-    def _terms(self) -> list[tuple[str, float, Any]]:
-        """(name, weight, term) of the objective; the name is the key under which its loss is logged."""
-        names = [f"{type(term).__name__.lower()}_{term.on}" for _, term in self.objective.terms]
-        unique = [f"{name}_{i}" if names.count(name) > 1 else name for i, name in enumerate(names)]
-        return [(name, *entry) for name, entry in zip(unique, self.objective.terms, strict=True)]
+    def _terms(self, micros: Sequence[MicroBatch]) -> list[Weighted]:
+        """(name, factor of its values, term) of each term that some comparison of the global batch has.
 
-    def _denominators(self, tables: Sequence[Table]) -> list[float]:
-        """Sum of each term's weights over the global batch; weights do not depend on the policy."""
-        sums = torch.zeros(len(self.objective.terms), dtype=torch.float64, device=self._device)
-        for table in tables:
-            nothing = torch.zeros(len(table.cells), device=self._device)
-            reads = _reads(table, policy=nothing, reference=nothing)
-            for index, (_, term) in enumerate(self.objective.terms):
-                sums[index] += term(reads).weight.double().sum()
+        The factor is the term's weight over the sum of its comparisons' weights on all ranks; these do not
+        depend on the policy. The name is the key under which the loss is logged.
+        """
+        weighted = self.objective.terms
+        sums = torch.zeros(len(weighted), dtype=torch.float64, device=self.policy.device)
+        for micro in micros:
+            reads = micro.table.reads(self.policy.device)
+            for index, (_, term) in enumerate(weighted):
+                sums[index] += term.weight(reads).double().sum()
         dist.all_reduce(sums)
-        return sums.tolist()
+        names, denominators = term_names(self.objective), sums.tolist()
+        return [
+            (name, weight / denominator, term)
+            for name, (weight, term), denominator in zip(names, weighted, denominators, strict=True)
+            if denominator > 0
+        ]
 
-    def _optimize(self, step: int) -> tuple[float, float, bool]:
+    def _replay(
+        self,
+        terms: Sequence[Weighted],
+        micros: Sequence[MicroBatch],
+        media: MediaTable,
+        pieces: int,
+        sums: Sums,
+    ) -> list[Tensor]:
+        """d loss / d log-prob of the coupled terms, [N, L] of each micro-batch of this rank."""
+        plain = Objective(tuple((scale, term) for _, scale, term in terms))
+        with torch.no_grad():
+            reads = [self.reader.read(micro, media, pieces, plain, self.carry)[0] for micro in micros]
+        parts: list[coupled.Part] = self._everyones(coupled.part([m.comparisons for m in micros], reads))
+        batch = coupled.whole(parts, self.carry, self.policy.device)
+        everything = [c for part in parts for c in part.comparisons]
+        gradient = torch.zeros_like(batch.tokens["policy"])
+        for name, scale, term in terms:
+            values, slope = coupled.differentiated(term, batch, scale)
+            gradient += slope
+            if self.rank == 0:  # all ranks compute the same; losses add up over ranks
+                _add_loss(sums, name, scale * values, everything)
+        return coupled.of_rank(gradient, parts, self.rank)
+
+    def _optimize(self, step: int, bad: Sequence[str]) -> tuple[float, float, bool]:
         """(gradient norm, learning rate, whether the step was applied). A non-finite step changes nothing."""
         warmup = self.settings.warmup_steps
-        rate = self.settings.lr * min(1.0, (self.applied_steps + 1) / warmup if warmup else 1.0)
-        for group in self._engine.optimizer.param_groups:
+        warm = min(1.0, (self.warm_steps + 1) / warmup if warmup else 1.0)
+        rate = self.settings.lr * warm
+        for group in self.policy.engine.optimizer.param_groups:
             group["lr"] = rate
-        norm, applied = training.apply_gradients(self._engine, self.settings)
+        heads_finite = self.heads.gather(self.objective)
+        norm, applied = training.apply_gradients(self.policy.engine, self.settings)
+        self.heads.step(self.objective, applied and heads_finite, warm)
         if applied:
             self.applied_steps += 1
+            self.warm_steps += 1
             self._skipped_in_a_row = 0
             return norm, rate, True
         self.skipped_steps += 1
         self._skipped_in_a_row += 1
+        named = f" The first: {bad[0]}." if bad else ""
+        if self.rank == 0:
+            logging.getLogger(__name__).warning("step %d was skipped, not finite.%s", step, named)
         if self._skipped_in_a_row > MOST_SKIPPED:
             raise NotFinite(
                 f"step {step}: loss or gradient was not finite in {self._skipped_in_a_row} steps in a row "
-                f"(gradient norm {norm}); the weights are those of the last finite step. Lower learner.lr "
-                "or look at the scores and margins of these comparisons"
+                f"(gradient norm {norm}); the weights are those of the last finite step.{named} Lower "
+                "learner.lr or look at the scores and margins of these comparisons"
             )
         return norm, rate, False
 
@@ -182,84 +294,37 @@ class Learner:
         dist.all_gather_object(found, value)
         return found
 
-    # -- forward --------------------------------------------------------------------------------------------
-
-    def _encode(self, prompt: Prompt, media: MediaTable) -> Encoded:
-        """What the model is shown, checked against what the comparison says."""
-        encoded = self.processing.encode(prompt, media)
-        try:
-            sight.require_seen(prompt, encoded)
-        except sight.SightMismatch:
-            self.digest_mismatches += 1
-            raise
-        return encoded
-
-    def _rows(self, table: Table, media: MediaTable) -> list[Row]:
-        """One row per cell, and the blank row where the micro-batch would leave modules unused."""
-        shown: dict[str, Encoded] = {}
-        rows: list[Row] = []
-        for cell in table.cells:
-            if cell.prompt.digest not in shown:
-                shown[cell.prompt.digest] = self._encode(cell.prompt, media)
-            rows.append(self._row(cell.prompt, shown[cell.prompt.digest], cell.response))
-        return self._padded(rows)
-
-    def _row(self, prompt: Prompt, encoded: Encoded, response: Response) -> Row:
-        where = f"prompt {prompt.id!r} ({prompt.origin})"
-        sight.require_answer(response, self.processing, where)
-        self.processing.require_fit(len(encoded.input_ids), len(response.tokens), where)
-        return encoded, response.tokens
-
-    def _padded(self, rows: list[Row]) -> list[Row]:
-        seen = any(encoded.pixel_values is not None for encoded, _ in rows)
-        needed = not rows or (self.processing.has_vision and not seen)
-        return [*rows, self._blank] if needed else rows
-
-    @torch.no_grad()
-    def _reference(self, batch: Batch) -> Tensor:
-        if self._frozen is not None:
-            return self._frozen(batch)
-        with self._adapter.disable_adapter():
-            return self._engine(batch)
-
-    @torch.no_grad()
-    def _probe(self, comparisons: Sequence[Comparison], media: MediaTable) -> list[float]:
-        """log p(y|x, m) - log p(y|x, gray m) of a few winners; all ranks call it together."""
-        rows: list[Row] = []
-        for comparison in comparisons:
-            candidate = comparison.candidates[comparison.preferences[0].winner]
-            prompt, response = comparison.prompts[candidate.prompt], comparison.responses[candidate.response]
-            if not prompt.media or len(rows) == 2 * PROBED:
-                continue
-            gray, table = sight.blanked(prompt, media)
-            if gray.digest != prompt.digest:
-                rows.append(self._row(prompt, self._encode(prompt, media), response))
-                rows.append(self._row(gray, self._encode(gray, table), response))
-        scores = self._engine(collate(self._padded(rows), self.processing).to(self._device))
-        return (scores[: len(rows) : 2] - scores[1 : len(rows) : 2]).tolist()
-
-    @torch.no_grad()
     def canary(self, canaries: Sequence[Canary]) -> tuple[float, ...]:
         """Summed log-probability of each canary's answer, nats; all ranks call it together."""
-        scores: list[float] = []
-        for canary in canaries:
-            row = (self._encode(canary.prompt, canary.media), canary.tokens)
-            batch = collate(self._padded([row]), self.processing).to(self._device)
-            scores.append(float(self._engine(batch)[0]))
-        return tuple(scores)
+        return self.reader.canary(canaries)
 
     # -- weights --------------------------------------------------------------------------------------------
+
+    @property
+    def syncs_adapter(self) -> bool:
+        """Whether `export` gives an adapter."""
+        return exporting.syncs_adapter(self.settings, self.recipe)
 
     def export(self) -> dict[str, NDArray[Any]]:
         """What generators load: all weights under checkpoint names, or the LoRA adapter under PEFT's names.
 
         All ranks call it together; rank 0 gets the tensors, the others an empty dict. bfloat16 is carried as
-        uint16. A tied head is exported only where the checkpoint stores one.
+        uint16. A tied head is exported only where the checkpoint stores one. A recipe that merges adapters
+        exports whole weights, merged.
         """
         stage, keep = self.settings.zero_stage, self.rank == 0
-        if self.settings.lora:
-            return exporting.adapter_weights(self._model, stage, keep)
-        return exporting.whole_weights(self._model, self._names, stage, keep)
+        if self.syncs_adapter:
+            return exporting.adapter_weights(self.policy.model, stage, keep)
+        return exporting.whole_weights(self.policy.model, self.policy.names, stage, keep)
+
+    def reference_weights(self) -> dict[str, Tensor] | None:
+        """Whole weights of the reference under their names in memory; all ranks call it together.
+
+        None while it is the run's model, or where no stage reads one.
+        """
+        if self.policy.lora is not None:
+            return self.policy.base() if self.policy.merged else None
+        return self.references.weights()
 
     def manifest(self, tensors: Mapping[str, NDArray[Any]]) -> dict[str, TensorDigest]:
         """SHA-256, shape and dtype of each exported tensor."""
@@ -269,71 +334,34 @@ class Learner:
         """Writes a loadable checkpoint and, under `learner/`, what resuming needs; all ranks call it.
 
         With LoRA the top level holds the merged model, which serves anywhere but is rounded to the model's
-        dtype, and `adapter/` the exact adapter. Ranks must share the file system.
+        dtype, and `adapter/` the exact adapter while its base is still the run's model. Ranks must share the
+        file system.
         """
-        tensors = exporting.whole_weights(self._model, self._names, self.settings.zero_stage, self.rank == 0)
-        adapter = self.export() if self.settings.lora else {}
-        if self.rank == 0:
-            exporting.write_checkpoint(folder, tensors, self.processing)
-            (folder / "learner").mkdir(exist_ok=True)
-            (folder / "learner" / LAYOUT).write_text(json.dumps(self._layout()))
-            if self.settings.lora:
-                exporting.write_adapter(folder / "adapter", adapter, self._adapter)
-        counters = {"applied": self.applied_steps, "skipped": self.skipped_steps}
-        state = {STATE: {**counters, "torch_rng": torch.get_rng_state()}}
-        with training.quiet():
-            self._engine.save_checkpoint(
-                str(folder / "learner"),
-                tag=TAG,
-                client_state=state,
-                save_latest=False,
-                exclude_frozen_parameters=bool(self.settings.lora),
-            )
-        if self.rank == 0:
-            for script in (folder / "learner").glob("*.py"):  # a checkpoint holds data, no programs
-                script.unlink()
-        self.barrier()
+        saving.save(self, folder)
+
+    def load(self, folder: Path) -> None:
+        """Continues from `save`: stage, weights, optimizer state, warm-up, reference, statistics, heads, RNG.
+
+        All ranks call it together. Raises ValueError when ranks, ZeRO stage, dtype, adapter or recipe are not
+        those of the saved run.
+        """
+        saving.load(self, folder)
 
     def barrier(self) -> None:
         """Waits for all ranks, at most `collective_timeout_s`."""
         dist.barrier()
 
-    def load(self, folder: Path) -> None:
-        """Continues from `save`: weights, optimizer state, warm-up, RNG. All ranks call it together.
 
-        Raises ValueError when ranks, ZeRO stage, dtype or adapter are not those of the saved run.
-        """
-        saved, now = json.loads((folder / "learner" / LAYOUT).read_text()), self._layout()
-        if saved != now:
-            odd = ", ".join(
-                f"{key}: saved with {saved[key]}, now {now[key]}" for key in now if saved[key] != now[key]
-            )
-            raise ValueError(
-                f"checkpoint {folder}: the optimizer state cannot be taken over ({odd}); resume with the "
-                "saved settings, or start a new run from the checkpoint as its model"
-            )
-        path, state = self._engine.load_checkpoint(
-            str(folder / "learner"), tag=TAG, load_module_strict=not self.settings.lora
-        )
-        if path is None:
-            raise ValueError(f"checkpoint {folder}: it holds no learner state to continue from")
-        own = state[STATE]
-        self.applied_steps, self.skipped_steps = own["applied"], own["skipped"]
-        torch.set_rng_state(own["torch_rng"])
-
-    def _layout(self) -> dict[str, Any]:
-        settings = self.settings
-        lora = settings.lora.model_dump(mode="json") if settings.lora else None
-        return {"world": self.world, "zero_stage": settings.zero_stage, "dtype": settings.dtype, "lora": lora}
+def _add_loss(sums: Sums, name: str, values: Tensor, comparisons: Sequence[Comparison]) -> None:
+    total = float(values.detach().sum())
+    sums.losses[name] = sums.losses.get(name, 0.0) + total
+    if not math.isfinite(total):
+        sums.bad += bad_values(name, values, comparisons)
 
 
-def _reads(table: Table, *, policy: Tensor, reference: Tensor) -> Reads:
-    """What the terms read; rows behind the table's cells are padding."""
-    cells = len(table.cells)
-    lengths = [len(cell.response.tokens) for cell in table.cells]
-    return Reads(
-        size=table.size,
-        logps={"policy": policy[:cells], "reference": reference[:cells]},
-        lengths=torch.tensor(lengths, dtype=torch.long, device=policy.device),
-        edges=table.edges,
-    )
+def _extrapolated(end: Mapping[str, Tensor], start: Mapping[str, Tensor], alpha: float) -> dict[str, Tensor]:
+    """end + alpha (end - start), in float32, then rounded (accelerated preference optimisation)."""
+    return {
+        name: (tensor.float() + alpha * (tensor.float() - start[name].float())).to(tensor.dtype)
+        for name, tensor in end.items()
+    }

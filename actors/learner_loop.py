@@ -1,7 +1,7 @@
 """The learner's loop under Ray Train. All ranks do the same things in the same order:
 
-pull -> train -> log -> publish (every `sync.every` steps) -> report -> commit (every `checkpoint.every` and
-at the end).
+pull -> train -> log -> [end of a stage: what it does then] -> publish (every `sync.every` steps, and where a
+stage ends) -> [next stage] -> report -> commit (every `checkpoint.every` and at the end).
 """
 
 from __future__ import annotations
@@ -20,6 +20,9 @@ from actors import checkpoints
 from actors.comparison_log import write_comparisons, write_media
 from actors.learner import Learner
 from actors.step_log import StepResult
+from actors.tickets import BODIES
+from pipelines.admission import admission_of
+from pipelines.recipe import Recipe
 from pipelines.settings import Settings
 from pipelines.types import Canary, Shard, WeightVersion
 
@@ -35,6 +38,8 @@ class Ports(Protocol):
     def trained(self, attempt: int, step: int, metrics: Mapping[str, float]) -> None: ...
 
     def snapshot(self, step: int) -> Mapping[str, Any]: ...
+
+    def refer(self, attempt: int, weights: Mapping[str, Any]) -> None: ...
 
     def publish(self, version: WeightVersion, tensors: Mapping[str, np.ndarray]) -> None: ...
 
@@ -65,9 +70,18 @@ class RayPorts:
     def snapshot(self, step: int) -> Mapping[str, Any]:
         return self._get(self._ledger.snapshot.remote(step), "the ledger")
 
+    def refer(self, attempt: int, weights: Mapping[str, Any]) -> None:
+        self._get(self._publisher.refer.remote(attempt, weights), "the publisher")
+
     def publish(self, version: WeightVersion, tensors: Mapping[str, np.ndarray]) -> None:
         self._get(self._publisher.publish.remote(version, tensors), "the publisher")
         self._get(self._ledger.published.remote(version.number), "the ledger")
+
+
+def boundaries(settings: Settings, recipe: Recipe) -> frozenset[int]:
+    """The steps after which a stage hands over to the next, or does something at its end."""
+    ends = recipe.ends(settings.learner.steps)
+    return frozenset(ends if recipe.stages[-1].then else ends[:-1])
 
 
 @dataclass
@@ -89,7 +103,7 @@ class Loop:
     def run(self) -> int:
         """Trains until the ledger says stop; returns the number of steps taken in all."""
         self.committed_step = self.step
-        self._publish(self.step // self.settings.sync.every)
+        self._publish(admission_of(self.settings, self.learner.recipe).due(self.step + 1))
         while True:
             with self._timed("wait"):
                 shard = self.ports.pull(self.attempt, self.step + 1, self.learner.rank, self.learner.world)
@@ -106,9 +120,16 @@ class Loop:
         self.step += 1
         result = self.learner.train_step(shard.groups, shard.largest, self.step, self.published)
         self._log(shard, result)
-        if self.step % self.settings.sync.every == 0:
+        ending = self.step in boundaries(self.settings, self.learner.recipe)
+        if ending:
+            with self._timed("stage"):
+                self.learner.end_stage()
+        if ending or self.step % self.settings.sync.every == 0:
             with self._timed("publish"):
                 self._publish(self.published + 1)
+        if ending and self.learner.stage + 1 < len(self.learner.recipe.stages):
+            with self._timed("stage"):
+                self.learner.begin_stage(self.learner.stage + 1)
         if self.learner.rank == 0:
             times = {f"seconds/{name}": seconds for name, seconds in self.seconds.items()}
             self.ports.trained(self.attempt, self.step, result.metrics | times)
@@ -128,7 +149,11 @@ class Loop:
         """All ranks take part, since sharded weights are gathered; rank 0 sends."""
         canary = self.learner.canary(self.canaries)
         tensors = self.learner.export()
+        sampled = "reference" in self.learner.recipe.needs  # by generators
+        reference = self.learner.reference_weights() if sampled else None
         if self.learner.rank == 0:
+            if reference is not None:
+                self.ports.refer(self.attempt, reference)
             version = WeightVersion(
                 attempt=self.attempt,
                 number=number,
@@ -136,7 +161,7 @@ class Loop:
                 stream="policy",
                 manifest=self.learner.manifest(tensors),
                 canary=canary,
-                adapter=self.settings.learner.lora is not None,
+                adapter=self.learner.syncs_adapter,
             )
             self.ports.publish(version, tensors)
         self.published, self.published_step = number, self.step
@@ -147,10 +172,14 @@ class Loop:
         if first:
             checkpoints.begin(self.run_dir, self.step)
         self.learner.barrier()
-        self.learner.save(checkpoints.root(self.run_dir) / f".step-{self.step}.partial")
+        folder = checkpoints.root(self.run_dir) / f".step-{self.step}.partial"
+        self.learner.save(folder)
         if first:
+            ledger = dict(self.ports.snapshot(self.step))
+            if BODIES in ledger:
+                (folder / BODIES).write_bytes(ledger.pop(BODIES))
             facts = {
-                "ledger": dict(self.ports.snapshot(self.step)),
+                "ledger": ledger,
                 "weight_version": self.published,
                 "packages": {name: installed(name) for name in PACKAGES},
             }
@@ -172,7 +201,7 @@ class Loop:
 def train_loop(config: dict[str, Any]) -> None:
     """Ray Train's worker function.
 
-    `config`: settings, objective, model (path of the starting checkpoint), canaries, run_dir, attempt,
+    `config`: settings, recipe, model (path of the starting checkpoint), canaries, run_dir, attempt,
     resumed (path of a verified checkpoint, or None), ledger and publisher (actor handles).
     """
     from ray import train
@@ -182,7 +211,7 @@ def train_loop(config: dict[str, Any]) -> None:
     learner = Learner(
         config["model"],
         settings.learner,
-        config["objective"],
+        config["recipe"],
         seed=settings.seed,
         rank=context.get_world_rank(),
         world=context.get_world_size(),

@@ -2,6 +2,9 @@
 
     issued = leased + buffered + sealed + trained + dropped(reason) + released
 
+The first use of a group's comparisons settles with the group; later uses have tickets of their own, which are
+conserved as well (`actors.tickets`).
+
 A group's id does not contain a weight version, so a late delivery and its re-issue are the same group: it is
 accepted once, under the newest fencing number. A step is sealed once and every rank gets its part of that
 answer however often it asks. The class is plain and free of Ray; all its state changes between two awaits.
@@ -9,19 +12,19 @@ answer however often it asks. The class is plain and free of Ray; all its state 
 
 from __future__ import annotations
 
-import asyncio
-import time
-from collections import Counter, deque
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
-import numpy as np
-
-from actors.accounts import END_OF_RUN, Accounts, DropWatch, Entry, owned
-from pipelines.admission import Admission
+from actors.accounts import END_OF_RUN, STAGE_OVER, Accounts, DropWatch, Entry, News, owned
+from actors.records import Records
+from actors.tickets import BODIES, Tickets
+from pipelines.admission import Admission, Stretch
 from pipelines.loop import LedgerState, Phase, RunFailed
 from pipelines.rollout import derived_seed
-from pipelines.types import Fault, Group, Lease, Receipt, Shard, canonical_digest
+from pipelines.types import NEVER_STALE, Fault, Group, Lease, Receipt, Shard, canonical_digest
+
+REPLAY_STEPS = 32  # steps whose groups are kept for replay
 
 
 def group_id(run: str, prompt_id: str, epoch: int, slot: int = 0) -> str:
@@ -33,7 +36,7 @@ class Ledger:
     """One per attempt.
 
     Args:
-        max_steps: steps of the whole run, those before a resume included.
+        admission: stages, steps and sizes of the whole run, those before a resume included.
         max_drop_share: of the last 100 groups for one reason; above it the run fails and names the reason.
         max_tries: leases that may fail before a group is dropped as "dead_letter".
         wait_s: how long `pull` waits without any change once leases are issued.
@@ -44,10 +47,7 @@ class Ledger:
         self,
         run: str,
         attempt: int,
-        groups_per_step: int,
-        sync_every: int,
-        max_lag: int,
-        max_steps: int,
+        admission: Admission,
         max_drop_share: float = 0.9,
         seed: int = 0,
         max_tries: int = 3,
@@ -55,25 +55,16 @@ class Ledger:
         start_s: float = 3000.0,
     ) -> None:
         self._run, self._attempt, self._seed = run, attempt, seed
-        self._admission = Admission(
-            max_lag=max_lag, sync_every=sync_every, groups_per_step=groups_per_step, max_steps=max_steps
-        )
+        self._admission = admission
         self._max_tries, self._wait_s, self._start_s = max_tries, wait_s, start_s
-        self._books = Accounts()
+        self._books, self._records, self._tickets = Accounts(), Records(), Tickets(seed)
         self._watch = DropWatch(max_drop_share)
         self._fence = attempt << 32  # grows over attempts as well
         self._published = 0
         self._sealed_step = self._trained_step = 0
         self._finished = self._stopped = self._drained = False
         self._failure: str | None = None
-        self._facts: dict[str, list[float]] = {}
-        self._seconds: Counter[str] = Counter()
-        self._step_facts: dict[str, float] = {}
-        self._metrics: list[dict[str, Any]] = []
-        self._events: deque[dict[str, Any]] = deque(maxlen=100_000)
-        self._started = time.monotonic()
-        self._revision = self._event_number = 0
-        self._wake = asyncio.Event()
+        self._news = News()
 
     # --- the driver's side -------------------------------------------------------------------------------
 
@@ -94,7 +85,9 @@ class Ledger:
             raise ValueError(f"prompt {prompt_id!r} of epoch {epoch} is under way already; ids must differ")
         self._fence += 1
         seed = derived_seed(self._seed, name)
-        lease = Lease(group=name, fence=self._fence, cursor=cursor, seed=seed, generator=generator)
+        step = self._step_of_next(books.live - (known is not None))
+        where = {"cursor": cursor, "generator": generator, "step": step, "stage": self._stage}
+        lease = Lease(group=name, fence=self._fence, seed=seed, **where)
         books.open(lease)
         self._change()
         return lease
@@ -108,15 +101,8 @@ class Ledger:
         cause = f"{fault.role}: {fault.reason}: {fault.detail}"
         entry.faults.append(cause)
         entry.waiting = True
-        self._note(
-            "fault",
-            group=lease.group,
-            generator=lease.generator,
-            reason=fault.reason,
-            role=fault.role,
-            detail=fault.detail,
-            retry=fault.retry,
-        )
+        cause_of = {"reason": fault.reason, "role": fault.role, "detail": fault.detail, "retry": fault.retry}
+        self._records.note("fault", group=lease.group, generator=lease.generator, **cause_of)
         again = False
         if self._phase in ("running", "finishing"):
             again = fault.retry and len(entry.faults) < self._max_tries
@@ -142,36 +128,38 @@ class Ledger:
         """Give up what is not trained, without dropping it: a resumed run issues it again."""
         self._stopped = True
         self._books.release()
+        self._tickets.release()
         self._change()
 
     async def state(self) -> LedgerState:
         return LedgerState(
-            revision=self._revision,
+            revision=self._news.revision,
             phase=self._phase,
             trained=len(self._books.trained),
             live=self._books.live,
             leased=len(self._books.leased),
+            stage=self._stage,
+            cursor=self._books.frontier,
             failure=self._failure,
         )
 
     async def changed(self, seen: int, timeout_s: float) -> LedgerState:
         """The state, as soon as its revision is above `seen`, and after `timeout_s` in any case."""
-        await self._until(lambda: self._revision > seen, timeout_s)
+        await self._news.until(lambda: self._news.revision > seen, timeout_s)
         return await self.state()
 
     async def progress(self, after: int) -> list[dict[str, Any]]:
         """Metrics of the trained steps above `after`."""
-        return [metrics for metrics in self._metrics if metrics["step"] > after]
+        return self._records.progress(after)
 
     async def events(self, after: int) -> list[dict[str, Any]]:
         """Drops, faults, seals and stage seconds with a number above `after`; older ones are forgotten."""
-        while self._events and self._events[0]["number"] <= after:
-            self._events.popleft()
-        return list(self._events)
+        return self._records.events(after)
 
     async def counts(self) -> dict[str, Any]:
-        """Groups by what became of them, and how many deliveries were no-ops."""
-        return self._books.counts()
+        """Groups by what became of them, how many deliveries were no-ops, and tickets of later uses."""
+        again = {"later_uses": self._tickets.counts()} if self._tickets.minted else {}
+        return self._books.counts() | again
 
     # --- the scorer's side -------------------------------------------------------------------------------
 
@@ -189,10 +177,9 @@ class Ledger:
         if entry.waiting or entry.lease.fence != group.fence:
             books.tally["late"] += 1
             return Receipt(group=group.id, accepted=False)
-        for name, value in group.facts.items():
-            self._facts.setdefault(name, []).append(value)
-        self._seconds.update(group.seconds)
-        dropped = group.dropped or (None if group.comparisons else "no_comparison")
+        self._records.delivered(group)
+        over = STAGE_OVER if self._sealed_step >= self._stretch(entry.lease.stage).last else None
+        dropped = over or group.dropped or (None if group.comparisons else "no_comparison")
         if dropped is not None:
             self._drop(books.leased, group.id, dropped, detail)
         else:
@@ -220,8 +207,8 @@ class Ledger:
         if step <= self._trained_step:
             raise ValueError(f"step {step} is trained already; the next one is {self._trained_step + 1}")
         while not self._ready(step):
-            seen, patience = self._revision, self._wait_s if self._issued else self._start_s
-            if not await self._until(lambda seen=seen: self._revision > seen, patience):
+            seen, patience = self._news.revision, self._wait_s if self._issued else self._start_s
+            if not await self._news.until(lambda seen=seen: self._news.revision > seen, patience):
                 raise TimeoutError(
                     f"step {step} waits for {self._admission.groups_per_step} groups and nothing changed "
                     f"for {patience:g} s; trained steps: {self._trained_step}, groups: {self._books.counts()}"
@@ -239,13 +226,13 @@ class Ledger:
             return
         if step != self._sealed_step:
             raise ValueError(f"step {step} was never handed out; the newest one is {self._sealed_step}")
+        stage = self._admission.stage_at(step)
+        stretch, groups = self._stretch(stage), [entry.held for entry in self._books.sealed.values()]
+        over = self._over(step) if step == stretch.last else None
+        self._tickets.train(step, groups, stretch, REPLAY_STEPS * self._admission.groups_per_step, over)
         self._books.train(step)
         self._trained_step = step
-        time_s = round(time.monotonic() - self._started, 3)
-        self._metrics.append({"time_s": time_s, **self._step_facts, **metrics, "step": step})
-        seconds = {name: round(s, 4) for name, s in self._seconds.items()}
-        self._note("stage_seconds", step=step, seconds=seconds)
-        self._seconds.clear()
+        self._records.trained(step, stage, metrics)
         self._change()
 
     async def published(self, number: int) -> None:
@@ -255,15 +242,22 @@ class Ledger:
         self._change()
 
     async def snapshot(self, step: int) -> dict[str, Any]:
-        """What a resume from the weights of step `step` must know; JSON-able.
+        """What a resume from the weights of step `step` must know; JSON-able but for `BODIES`: bytes of the
+        comparisons that are trained on again, there only where there are some, and of the newest step alone.
 
         Groups issued but not trained up to `step` are absent, so that they are issued again from
         `next_cursor` on; drops are remembered, except those that only the end of the run caused.
         """
         if step > self._trained_step:
             raise ValueError(f"no snapshot of step {step}: only {self._trained_step} steps are trained")
-        self._note("snapshot", step=step)  # which drops a resume keeps can be recounted from the events
-        return {"run": self._run, **self._books.snapshot(step)}
+        self._records.note(
+            "snapshot", step=step
+        )  # which drops a resume keeps can be recounted from the events
+        made = {"run": self._run, **self._books.snapshot(step), "later": self._tickets.snapshot(step)}
+        bodies = self._tickets.bodies()
+        if bodies and step != self._trained_step:
+            raise ValueError(f"no bodies of step {step}: the newest trained step is {self._trained_step}")
+        return made | ({BODIES: bodies} if bodies else {})
 
     async def restore(self, snapshot: Mapping[str, Any]) -> None:
         """Continue from a snapshot; only a ledger that has issued nothing can."""
@@ -274,11 +268,14 @@ class Ledger:
         self._books.restore(snapshot)
         self._sealed_step = self._trained_step = snapshot["step"]
         self._published = self._admission.due(self._trained_step + 1)
+        bodies: bytes = snapshot.get(BODIES, b"")
+        self._tickets.restore(snapshot["later"], bodies, self._stretch(self._stage).uses)
         self._change()
 
     def check(self) -> None:
         """Assert conservation. For tests and for debugging."""
         self._books.check()
+        self._tickets.check()
 
     # --- inside ------------------------------------------------------------------------------------------
 
@@ -296,6 +293,25 @@ class Ledger:
         if self._sealed_step >= self._admission.max_steps:
             return "ended"
         return "finishing" if self._finished else "running"
+
+    @property
+    def _stage(self) -> int:
+        """The open stage: the one before is trained to its end, and the version that ended it is out."""
+        stage = self._admission.stage_at(self._trained_step + 1)
+        closed = stage and self._published < self._admission.due(self._admission.first(stage))
+        return stage - 1 if closed else stage
+
+    def _stretch(self, stage: int) -> Stretch:
+        return self._admission.stages[stage]
+
+    def _over(self, last: int) -> str:
+        """Why what is left is dropped after the last step of a stage."""
+        return END_OF_RUN if last == self._admission.max_steps else STAGE_OVER
+
+    def _step_of_next(self, live: int) -> int:
+        """The step that the next group is for, when `live` others are under way."""
+        step = (len(self._books.trained) + live) // self._admission.groups_per_step + 1
+        return min(max(step, self._trained_step + 1), self._stretch(self._stage).last)
 
     def _ready(self, step: int) -> bool:
         """Whether `pull` can answer for `step` now."""
@@ -317,33 +333,28 @@ class Ledger:
         for entry in sorted(chosen, key=lambda e: e.lease.cursor):
             books.sealed[entry.lease.group] = books.buffered.pop(entry.lease.group)
         self._sealed_step = step
-        self._step_facts = self._summary_of([self._lag(entry.held, step) for entry in chosen])
-        self._note("seal", step=step, groups=list(books.sealed))
-        if step == self._admission.max_steps:
+        stretch = self._stretch(self._admission.stage_at(step))
+        first = sum(len(entry.held.comparisons) for entry in chosen)
+        self._tickets.seal(step, first, stretch)
+        later = self._tickets.sealed
+        self._records.sealed([self._lag(entry.held, step) for entry in chosen], first, len(later))
+        self._records.note("seal", step=step, groups=list(books.sealed), later=[[*key] for key in later])
+        if step == stretch.last:
             for entries in (books.leased, books.buffered):
                 for name in list(entries):
-                    self._drop(entries, name, END_OF_RUN)
+                    self._drop(entries, name, self._over(step))
         self._drop_stale()
         self._drained = self._phase == "ended" or (self._finished and not books.leased and not books.buffered)
         self._change()
         return True
 
-    def _summary_of(self, lags: list[int]) -> dict[str, float]:
-        """Means over what was delivered since the last step, ties included, and the lags of this one."""
-        facts = {name: float(np.mean(values)) for name, values in self._facts.items()}
-        self._facts.clear()
-        return {**facts, "groups": len(lags), "lag_max": max(lags), "lag_mean": float(np.mean(lags))}
-
     def _shard(self, rank: int, world: int) -> Shard:
-        groups = [entry.held for entry in self._books.sealed.values()]
+        newest = self._admission.due(self._sealed_step)
+        groups = [entry.held for entry in self._books.sealed.values()] + self._tickets.groups()
+        groups = [replace(g, version=newest) if g.version == NEVER_STALE else g for g in groups]
         sizes = [sum(len(group.comparisons) for group in groups[r::world]) for r in range(world)]
-        return Shard(
-            step=self._sealed_step,
-            stop=False,
-            groups=tuple(groups[rank::world]),
-            largest=max(sizes),
-            drained=self._drained,
-        )
+        mine, step = tuple(groups[rank::world]), self._sealed_step
+        return Shard(step=step, stop=False, groups=mine, largest=max(sizes), drained=self._drained)
 
     def _lag(self, group: Group, step: int) -> int:
         """Published versions between a group's weights and those that step `step` starts from."""
@@ -351,27 +362,25 @@ class Ledger:
 
     def _drop_stale(self) -> None:
         """Drop what would be over its lag at the next hand-out; its slot is free for a replacement."""
+        step = self._sealed_step + 1
+        allowed = self._stretch(self._admission.stage_at(step)).max_lag
         for name, entry in list(self._books.buffered.items()):
-            lag = self._lag(entry.held, self._sealed_step + 1)
-            if lag > self._admission.max_lag:
+            if (lag := self._lag(entry.held, step)) > allowed:
                 self._drop(self._books.buffered, name, "stale", f"{lag} versions behind")
 
     def _drop(self, entries: dict[str, Entry], name: str, reason: str, detail: str = "") -> None:
         lease = entries.pop(name).lease
         self._books.dropped[name] = (reason, lease.cursor)
-        self._note("drop", group=name, cursor=lease.cursor, reason=reason, detail=detail)
+        self._records.note("drop", group=name, cursor=lease.cursor, reason=reason, detail=detail)
         if entries is not self._books.leased:
             self._watch.withdrawn()
-        if reason != END_OF_RUN and (why := self._watch.dropped(reason, detail)) is not None:
+        blameless = reason in (END_OF_RUN, STAGE_OVER)
+        if not blameless and (why := self._watch.dropped(reason, detail)) is not None:
             self._fail(why)
 
     def _fail(self, why: str) -> None:
         self._failure = self._failure or why
-        self._note("failed", reason=self._failure)
-
-    def _note(self, event: str, **fields: Any) -> None:
-        self._event_number += 1
-        self._events.append({"event": event, "number": self._event_number, **fields})
+        self._records.note("failed", reason=self._failure)
 
     def _fenced(self, attempt: int) -> None:
         if attempt != self._attempt:
@@ -383,16 +392,4 @@ class Ledger:
         """Wake everybody who waits. Also the place where a run without a single step is found out."""
         if self._finished and not (self._books.live or self._trained_step or self._stopped or self._failure):
             self._fail(f"the data ended before a single step; groups dropped: {self._books.drops()}")
-        self._revision += 1
-        self._wake.set()
-        self._wake = asyncio.Event()
-
-    async def _until(self, holds: Callable[[], bool], timeout_s: float) -> bool:
-        """Wait until `holds()`; False after `timeout_s`."""
-        deadline = time.monotonic() + timeout_s
-        while not holds():
-            try:
-                await asyncio.wait_for(self._wake.wait(), deadline - time.monotonic())
-            except TimeoutError:
-                return holds()
-        return True
+        self._news.tell()

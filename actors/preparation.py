@@ -9,7 +9,10 @@ from pathlib import Path
 from actors.canaries import make_canaries
 from actors.checkpoints import BadCheckpoint, newest_verified
 from actors.crew import Plan
+from actors.exporting import syncs_adapter
 from actors.processing import Processing
+from actors.stages import require_possible
+from actors.tickets import BODIES
 from pipelines import recipes
 from pipelines.data import DataError, Source, admit, open_source
 from pipelines.journal import read_lines
@@ -24,6 +27,10 @@ def prepare(settings: Settings, run_dir: Path, *, resume: bool) -> Plan:
     """
     run_dir = run_dir.absolute()  # workers have working directories of their own
     recipe = recipes.load(settings.recipe, settings.method)
+    try:
+        require_possible(settings.learner, recipe)
+    except ValueError as error:
+        raise SettingsError(str(error)) from error
     base = model_path(settings)
     source = open_source(settings)
     run_dir.mkdir(parents=True, exist_ok=True)
@@ -72,12 +79,14 @@ def resumed(plan: Plan) -> Plan:
     events = read_lines(plan.run_dir / "events.jsonl")
     earlier = [event["attempt"] for event in events if event["event"] == "resumed"]
     # A full checkpoint is what the generators start from; an adapter is published onto the unchanged base.
-    start = plan.model if plan.settings.learner.lora else found.path
+    start = plan.model if syncs_adapter(plan.settings.learner, plan.recipe) else found.path
+    bodies = found.path / BODIES
+    ledger = dict(found.manifest["ledger"]) | ({BODIES: bodies.read_bytes()} if bodies.exists() else {})
     return replace(
         plan,
         start=start,
         resumed=found.path,
         attempt=1 + max([found.manifest["attempt"], *earlier]),
         step=found.step,
-        ledger=dict(found.manifest["ledger"]),
+        ledger=ledger,
     )

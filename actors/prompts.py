@@ -1,7 +1,8 @@
 """The prompt stream: rows through Ray Data, in order, put into the object store for scorers to open.
 
 The cursor counts prompts from the start of the run, over epochs. With the same data and order, the same
-cursor is the same prompt, so a resumed run only has to `seek`.
+cursor is the same prompt, so a resumed run only has to `seek`. An order is a permutation of one block of the
+stream, so no prompt of a pass ever comes twice.
 """
 
 from __future__ import annotations
@@ -39,10 +40,11 @@ class PromptStream:
         if not usable:
             raise ValueError("a prompt stream needs at least one usable row, got none")
         self._source, self._usable, self._epochs, self._put = source, list(usable), epochs, put
-        self._order: list[int] | None = None
-        self._shelf: list[tuple[int, Any]] | None = None  # rows in file order, kept only for another order
-        self._cursor = 0
+        self._order: list[int] = []  # of the prompts from `_start` on
+        self._start = self._cursor = 0
+        self._shelf: list[tuple[int, Any]] | None = None  # rows in file order, kept only for an order
         self._rows: Iterator[tuple[int, Any]] | None = None
+        self._next_rank = 0  # of `_rows`
         self._lock = asyncio.Lock()
 
     async def next(self, limit: int) -> list[PromptItem]:
@@ -57,40 +59,38 @@ class PromptStream:
         async with self._lock:
             self._cursor, self._rows = cursor, None
 
-    async def reorder(self, order: Sequence[int]) -> None:
-        """Start again, with the first len(order) prompts of the stream in this order (a permutation)."""
+    async def reorder(self, order: Sequence[int], start: int = 0) -> None:
+        """Go on at cursor `start`, with the next len(order) prompts in this order (a permutation)."""
         if sorted(order) != list(range(len(order))):
             raise ValueError(f"an order is a permutation of 0..{len(order) - 1}")
         async with self._lock:
-            self._order, self._cursor, self._rows = list(order), 0, None
+            self._order, self._start, self._cursor, self._rows = list(order), start, start, None
 
     def _take(self, limit: int) -> Iterator[PromptItem]:
-        span = len(self._order) if self._order is not None else len(self._usable)
         for _ in range(limit):
-            lap, offset = divmod(self._cursor, span)
-            if self._epochs is not None and lap == self._epochs:
-                return
-            place = self._order[offset] if self._order is not None else offset
+            offset = self._cursor - self._start
+            ordered = 0 <= offset < len(self._order)
+            place = self._start + self._order[offset] if ordered else self._cursor
             # An order may span several passes over the data, and a prompt is identified by its pass.
-            passes = -(-span // len(self._usable))
-            extra, rank = divmod(place, len(self._usable))
-            position, raw = self._row(rank)
-            epoch = lap * passes + extra
+            epoch, rank = divmod(place, len(self._usable))
+            if self._epochs is not None and self._cursor >= self._epochs * len(self._usable):
+                return
+            position, raw = self._shelved(rank) if ordered else self._row(rank)
             yield self._cursor, epoch, str(position), [self._put((position, raw))]
             self._cursor += 1
 
     def _row(self, rank: int) -> tuple[int, Any]:
-        """The usable row of this rank: the next one of the stream, or one from the shelf."""
-        if self._order is not None:
-            if self._shelf is None:
-                self._shelf = [(p, self._put(raw)) for p, raw in self._stream(0)]
-            position, kept = self._shelf[rank]
-            return position, ray.get(kept) if isinstance(kept, ray.ObjectRef) else kept
-        row = next(self._rows, None) if self._rows is not None and rank else None
-        if row is None:
+        """The usable row of this rank; reads on where the last one was, if it can."""
+        if self._rows is None or rank == 0 or rank != self._next_rank:
             self._rows = self._stream(rank)
-            row = next(self._rows)
-        return row
+        self._next_rank = rank + 1
+        return next(self._rows)
+
+    def _shelved(self, rank: int) -> tuple[int, Any]:
+        if self._shelf is None:
+            self._shelf = [(p, self._put(raw)) for p, raw in self._stream(0)]
+        position, kept = self._shelf[rank]
+        return position, ray.get(kept) if isinstance(kept, ray.ObjectRef) else kept
 
     def _stream(self, rank: int) -> Iterator[tuple[int, Any]]:
         """Usable rows of one pass with their positions, from the `rank`-th on."""

@@ -1,4 +1,4 @@
-"""Loads a weight version into an engine and proves, in four parts, that the engine computes with it."""
+"""Loads a weight version into a decoder and proves, in four parts, that the decoder computes with it."""
 
 from __future__ import annotations
 
@@ -7,15 +7,13 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Protocol
 
 from actors import proof
-from actors.adoption import Arrays, Swap
-from actors.engine_client import EngineClient
+from actors.adoption import Arrays
 from pipelines.types import Canary, Proof, WeightVersion
 
 ATTEMPTS = 2  # what cannot be proved is loaded once more from the same tensors
-PROBE_BLOCKS = 2  # KV blocks that the cache canary fills: a shorter prompt is never cached and shows nothing
 NOT_TRIED = proof.Verdict(result="failed", detail={"error": "not tried"})
 
 
@@ -27,22 +25,39 @@ class Held:
     canaries: proof.Canaries
 
 
-class Prover:
-    """Brings versions into one engine. Nothing else may use the engine while `load_and_prove` runs."""
+class Subject(Protocol):
+    """What is brought to a version: an engine, or a model in torch."""
 
-    def __init__(self, client: EngineClient, swap: Swap, canaries: Sequence[Canary]) -> None:
-        self._client = client
-        self._swap = swap
+    name: str
+    dtype: str
+
+    async def load(self, version: WeightVersion, tensors: Arrays) -> proof.LoadReport: ...
+
+    async def forget(self, tainted: bool) -> None:
+        """Drop all that older weights computed; `tainted`: unproved ones as well, so overwrite it."""
+        ...
+
+    async def logprob(self, canary: Canary) -> float: ...
+
+    async def read_caches(self, canary: Canary) -> proof.CacheReading:
+        """Run a canary and say from which caches it was served."""
+        ...
+
+
+class Prover:
+    """Brings versions into one subject. Nothing else may use it while `load_and_prove` runs."""
+
+    def __init__(self, subject: Subject, canaries: Sequence[Canary]) -> None:
+        self._subject = subject
         self._canaries = tuple(canaries)
         self._cache_canary = next((c for c in self._canaries if c.prompt.media), self._canaries[0])
-        self._floor = proof.smallest_floor(client.settings.dtype)
+        self._floor = proof.smallest_floor(subject.dtype)
         self._repeat_noise = 0.0
         self._tainted = False  # unproved weights have computed keys and values
         self.held: Held | None = None
 
     async def calibrate(self) -> tuple[float, ...]:
         """Canary values of the weights on disk, read twice: what differs is the noise of a repetition."""
-        await self._client.on_engine(images_encoded)  # from here on images are counted
         own = await self._read_canaries()
         self._repeat_noise = proof.largest_gap(own, await self._read_canaries())
         return own
@@ -60,7 +75,7 @@ class Prover:
         self.held = held or self.held
         return Proof(
             version=version.number,
-            generator=self._client.name,
+            generator=self._subject.name,
             bytes_received=parts["bytes"].result,
             elements_loaded=parts["elements"].result,
             canary_change=parts["canary"].result,
@@ -75,15 +90,14 @@ class Prover:
         """Load and prove once. The second value is None unless all parts hold."""
         parts = {"bytes": received, **dict.fromkeys(("elements", "canary", "caches"), NOT_TRIED)}
         with _failing(parts, "caches"):
-            await self._probe_caches()  # fills the caches, so that a forgotten reset shows afterwards
+            await self._subject.read_caches(
+                self._cache_canary
+            )  # fills the caches, so that a forgotten reset shows afterwards
         with _failing(parts, "elements"):
-            report = await self._client.on_engine(lambda engine: self._swap.load(engine, version, tensors))
-            parts["elements"] = proof.judge_elements(report)
+            parts["elements"] = proof.judge_elements(await self._subject.load(version, tensors))
         with _failing(parts, "caches"):
-            await self._client.on_engine(self._swap.reset)
-            if self._tainted:
-                await self._client.on_engine(lambda engine: engine.collective_rpc("plumbline_zero_kv"))
-            parts["caches"] = proof.judge_caches(await self._probe_caches())
+            await self._subject.forget(self._tainted)
+            parts["caches"] = proof.judge_caches(await self._subject.read_caches(self._cache_canary))
         held = None
         with _failing(parts, "canary"):
             now = proof.Canaries(own=await self._read_canaries(), learner=version.canary)
@@ -97,7 +111,7 @@ class Prover:
 
     def _precision(self, version: WeightVersion) -> str:
         """The coarser of both sides' number formats."""
-        formats = {self._client.settings.dtype, *(digest.dtype for digest in version.manifest.values())}
+        formats = {self._subject.dtype, *(digest.dtype for digest in version.manifest.values())}
         return "float32" if formats == {"float32"} else "bfloat16"
 
     def _judge_canaries(self, now: proof.Canaries) -> proof.Verdict:
@@ -109,32 +123,7 @@ class Prover:
         return proof.judge_change(self.held.canaries, now, self._floor)
 
     async def _read_canaries(self) -> tuple[float, ...]:
-        lora = self._swap.request
-        readings = [self._client.logprob(c.prompt, c.media, c.tokens, lora) for c in self._canaries]
-        return tuple(await asyncio.gather(*readings))
-
-    async def _probe_caches(self) -> proof.CacheReading:
-        """Decode a canary greedily and read from which caches the engine served it."""
-        client, canary = self._client, self._cache_canary
-        block = await client.on_engine(lambda engine: engine.vllm_config.cache_config.block_size)
-        padding = await client.prepare(self._padding, PROBE_BLOCKS * block)
-        item = await client.prepare(client.input, canary.prompt, canary.media, padding)
-        before = await client.on_engine(_counters)
-        output = await client.answer(item, client.params(temperature=0.0, max_tokens=1), self._swap.request)
-        after = await client.on_engine(_counters)
-        return proof.CacheReading(
-            cached_tokens=output.num_cached_tokens or 0,
-            media=len(set(canary.prompt.media)),
-            encoded=after[0] - before[0],
-            media_hits=after[1] - before[1],
-        )
-
-    def _padding(self, wanted: int) -> tuple[int, ...]:
-        """The canary's answer over and over, until the prompt fills some KV blocks or the context is full."""
-        canary, processing = self._cache_canary, self._client.processing
-        length = len(processing.encode(canary.prompt, canary.media).input_ids)
-        missing = min(wanted + 1 - length, processing.max_length - length - 1)
-        return (canary.tokens * (missing // len(canary.tokens) + 1))[: max(0, missing)]
+        return tuple(await asyncio.gather(*(self._subject.logprob(canary) for canary in self._canaries)))
 
 
 @contextmanager
@@ -144,15 +133,3 @@ def _failing(parts: dict[str, proof.Verdict], part: str) -> Iterator[None]:
         yield
     except Exception as error:
         parts[part] = proof.Verdict(result="failed", detail={"error": f"{type(error).__name__}: {error}"})
-
-
-def images_encoded(engine: Any) -> int:
-    """Images that went through the vision tower since the first call."""
-    (count,) = engine.collective_rpc("plumbline_count_images")
-    return count
-
-
-def _counters(engine: Any) -> tuple[int, int]:
-    """(images encoded, images served by the multimodal cache) so far."""
-    cache = engine.renderer.mm_processor_cache
-    return images_encoded(engine), cache.make_stats().hits if cache is not None else 0

@@ -40,12 +40,13 @@ from actors.placement import ray_session
 from actors.preparation import prepare
 from actors.producer import RayProducer, Remote, named
 from pipelines import checkpoint
-from pipelines.admission import Admission
+from pipelines.admission import admission_of
 from pipelines.evaluation import heldout
 from pipelines.journal import Journal
 from pipelines.loop import Limits, RunFailed, drive
 from pipelines.report import recount, render
 from pipelines.report.progress import Progress
+from pipelines.schedules import Order
 from pipelines.settings import Settings
 from pipelines.summary import summarise, write_summary
 
@@ -143,6 +144,7 @@ class Run:
     def __init__(self, plan: Plan, progress: Progress) -> None:
         self.plan = plan
         self.settings = plan.settings
+        self.admission = admission_of(plan.settings, plan.recipe)
         self.progress = progress
         self.stop = asyncio.Event()
         self.signum: int | None = None
@@ -223,25 +225,17 @@ class Run:
         async with self._stage("start"):
             await self._guarded(start(crew.generators, plan))
             self.guards.append(asyncio.create_task(self.fleet.follow()))
-            first = plan.step // self.settings.sync.every
+            first = self.admission.due(plan.step + 1)
             deadline = self.settings.learner.start_timeout_s
             await self._guarded(self.fleet.reached(first, deadline))
         await self._evaluate("before")
-        await self._order_prompts()
+        for stage in range(self.admission.stage_at(plan.step + 1), len(plan.recipe.stages)):
+            if self.stop.is_set():
+                break
+            await self._order_prompts(stage)
+            async with self._stage("align"):
+                await self._align(stage)
         async with self._stage("align"):
-            producer = RayProducer(crew.scorers, timeout_s=4 * self.settings.rollout.engine.timeout_s)
-            await self._guarded(
-                drive(
-                    Remote(crew.prompts, "data"),
-                    producer,
-                    Remote(crew.ledger, "ledger"),
-                    self.fleet,
-                    self._admission(),
-                    self.stop,
-                    Limits(drain_s=self.settings.stop_grace_s / 2),
-                ),
-                stoppable=False,
-            )
             self.guards.remove(self.fit)
             await self._guarded(self.fit, stoppable=False)
             await self._record_new_steps()
@@ -251,6 +245,20 @@ class Run:
             newest = await crew.publisher.newest.remote()
             await self._guarded(self.fleet.reached(newest, patience))
         await self._evaluate("after")
+
+    async def _align(self, stage: int) -> None:
+        ledger = Remote(self.crew.ledger, "ledger")
+        work = drive(
+            Remote(self.crew.prompts, "data"),
+            RayProducer(self.crew.scorers, timeout_s=4 * self.settings.rollout.engine.timeout_s),
+            ledger,
+            self.fleet,
+            self.admission,
+            self.stop,
+            Limits(drain_s=self.settings.stop_grace_s / 2),
+            stage,
+        )
+        await self._guarded(work, stoppable=False)
 
     async def _evaluate(self, when: str) -> None:
         counts = self.settings.evaluation
@@ -264,48 +272,44 @@ class Run:
             deadline = 4 * rollout.engine.timeout_s
             await self._guarded(evaluate(self.crew.generators, rows, path, rollout.max_tokens, deadline))
 
-    async def _order_prompts(self) -> None:
-        """Put the prompts into the order of the recipe, and go on where a resumed run was.
+    async def _order_prompts(self, stage: int) -> None:
+        """Go on where the ledger is, with the stage's prompts in the order of the recipe.
 
-        The order is kept in `order.json`: a survey by newer weights would give another one.
+        Orders are kept in `order.json`: a resumed run would survey by newer weights and find another one.
         """
-        order, file = self.plan.recipe.stage.order, self.plan.run_dir / "order.json"
-        prompts = self.crew.prompts
-        if order.samples:
-            if self.plan.attempt == 1 or not file.exists():
-                file.write_text(json.dumps(order(await self._survey(order.samples))))
-            await self._guarded(prompts.reorder.remote(json.loads(file.read_text())))
-        if cursor := self.plan.ledger.get("next_cursor"):
-            await self._guarded(prompts.seek.remote(cursor))
+        order, file = self.plan.recipe.stages[stage].order, self.plan.run_dir / "order.json"
+        state = await self._guarded(self.crew.ledger.state.remote())
+        if order.key is not None and state.phase == "running":
+            known: dict[str, Any] = json.loads(file.read_text()) if file.exists() else {}
+            if str(stage) not in known:
+                await self._guarded(self.crew.prompts.seek.remote(state.cursor))
+                known[str(stage)] = {"start": state.cursor, "order": order(await self._survey(stage, order))}
+                file.write_text(json.dumps(known))
+            block = known[str(stage)]
+            await self._guarded(self.crew.prompts.reorder.remote(block["order"], block["start"]))
+        await self._guarded(self.crew.prompts.seek.remote(state.cursor))
 
-    async def _survey(self, samples: int) -> list[float]:
-        """Difficulty of as many prompts as the run trains on."""
-        crew, learner = self.crew, self.settings.learner
+    async def _survey(self, stage: int, order: Order) -> list[float]:
+        """Difficulty of as many prompts as the stage trains on."""
+        crew, admission = self.crew, self.admission
+        steps = admission.stages[stage].last - admission.first(stage) + 1
         lanes = asyncio.Semaphore(SURVEY_AT_ONCE)
 
         async def one(index: int, parcel: Any) -> float:
             async with lanes:
                 scorer = crew.scorers[index % len(crew.scorers)]
                 place = index % len(crew.generators)
-                return await scorer.survey.remote(parcel, samples, self.settings.seed + index, place)
+                return await scorer.survey.remote(parcel, order, self.settings.seed + index, place)
 
         async with self._stage("survey"):
-            prompts = await self._guarded(crew.prompts.next.remote(learner.steps * learner.groups_per_step))
+            prompts = await self._guarded(crew.prompts.next.remote(steps * admission.groups_per_step))
             surveyed = asyncio.gather(*(one(i, item[3]) for i, item in enumerate(prompts)))
             difficulty = await self._guarded(surveyed)
-        self.events.write("survey", difficulty=[round(value, 4) for value in difficulty])
+        rounded = [round(value, 4) for value in difficulty]
+        self.events.write("survey", stage=stage, key=order.key, difficulty=rounded)
         return difficulty
 
     # -- helpers --------------------------------------------------------------------------------------------
-
-    def _admission(self) -> Admission:
-        settings = self.settings
-        return Admission(
-            max_lag=settings.sync.max_lag,
-            sync_every=settings.sync.every,
-            groups_per_step=settings.learner.groups_per_step,
-            max_steps=settings.learner.steps,
-        )
 
     @asynccontextmanager
     async def _stage(self, name: str) -> AsyncIterator[None]:
@@ -314,7 +318,7 @@ class Run:
         try:
             yield
         finally:
-            self.seconds[name] = round(time.monotonic() - began, 2)
+            self.seconds[name] = round(self.seconds.get(name, 0.0) + time.monotonic() - began, 2)
 
     async def _guarded(self, work: Awaitable[T], *, stoppable: bool = True) -> T:
         """Await `work`; raise at once what a background task raises, or `Interrupted` on a signal."""

@@ -8,23 +8,28 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-import statistics
 import time
-from collections import defaultdict
+from collections import defaultdict, deque
 from collections.abc import Awaitable, Iterable, Sequence
+from dataclasses import replace
 from typing import Any, TypeVar
 
+from actors.group_facts import facts_of
 from actors.producer import named, reach
 from pipelines.data.base import BadRow, Source
+from pipelines.decoding import Decoder
+from pipelines.editors import Editor, load_editor
 from pipelines.loop import Parcel, RoleFailed
 from pipelines.perturbations.base import DamageRequest
-from pipelines.recipe import Stage
+from pipelines.recipe import Recipe
 from pipelines.rewards import load_reward
-from pipelines.rewards.base import Reward, judge
-from pipelines.rollout import Draft, Drop, derived_seed
-from pipelines.schedules import meaning, semantic_entropy
+from pipelines.rewards.base import AnyReward, judge_group
+from pipelines.rollout import Draft, Drop, Probe, derived_seed
+from pipelines.schedules import Order
 from pipelines.settings import Settings
+from pipelines.surveys import difficulty_of
 from pipelines.types import (
+    NEVER_STALE,
     Comparison,
     Fault,
     Group,
@@ -40,18 +45,7 @@ from pipelines.types import (
 
 T = TypeVar("T")
 SURVEY_TRIES = 3
-
-
-async def judged(reward: Reward, prompt: Prompt, response: Response) -> Score:
-    """The reward's score. Rewards keep their own deadlines; one that breaks its promise and raises, or
-    returns something else, gives a *missing* score."""
-    try:
-        verdict = await judge(reward, prompt, response)
-    except Exception as error:
-        return Score(value=None, missing=f"{type(error).__name__}: {error}")
-    if isinstance(verdict, Score):
-        return verdict
-    return Score(value=None, missing=f"the reward returned {type(verdict).__name__}, not a Score")
+LATELY = 64  # answers of other prompts that `foreign` chooses from
 
 
 class Pool:
@@ -73,23 +67,50 @@ class Pool:
 
 
 class GroupTools:
-    """The tools of one group's program; keeps what it saw for the group's facts."""
+    """The tools of one group's program; keeps what it saw for the group's facts.
 
-    def __init__(self, generator: Any, pool: Pool, reward: Reward) -> None:
-        self._generator, self._pool, self._reward = generator, pool, reward
+    `step`: the learner step that the group is for; `lately`: answers to earlier prompts, newest last.
+    """
+
+    def __init__(
+        self,
+        generator: Any,
+        pool: Pool,
+        reward: AnyReward,
+        editor: Editor,
+        step: int = 1,
+        lately: Sequence[Rollout] = (),
+    ) -> None:
+        self._generator, self._pool, self._reward, self._editor = generator, pool, reward, editor
+        self._step, self._lately = step, lately
         self.rollouts: list[Rollout] = []
         self.scores: list[Score] = []
         self.damaged: list[Media] = []
         self.seconds: dict[str, float] = defaultdict(float)
 
-    async def sample(self, prompt: Prompt, media: MediaTable, n: int, seed: int) -> Sequence[Rollout]:
-        asked = self._generator.sample(prompt, media, n, seed)
+    async def sample(
+        self,
+        prompt: Prompt,
+        media: MediaTable,
+        n: int,
+        seed: int,
+        *,
+        decoder: Decoder | None = None,
+        prefix: Sequence[int] = (),
+    ) -> Sequence[Rollout]:
+        asked = self._generator.sample(prompt, media, n, seed, decoder=decoder, prefix=tuple(prefix))
         rollouts = await self._timed("sample", "generator", asked)
         self.rollouts.extend(rollouts)
         return rollouts
 
-    async def score(self, rollouts: Sequence[Rollout]) -> Sequence[Score]:
-        verdicts = asyncio.gather(*(judged(self._reward, r.prompt, r.response) for r in rollouts))
+    async def probe(
+        self, prompt: Prompt, media: MediaTable, responses: Sequence[Response], *, attention: bool = False
+    ) -> Sequence[Probe]:
+        asked = self._generator.probe(prompt, media, tuple(responses), attention=attention)
+        return await self._timed("probe", "generator", asked)
+
+    async def score(self, rollouts: Sequence[Rollout], media: MediaTable) -> Sequence[Score]:
+        verdicts = judge_group(self._reward, rollouts, media, self._step)
         scores = await self._timed("score", "scorer", verdicts)
         self.scores.extend(scores)
         return scores
@@ -98,6 +119,19 @@ class GroupTools:
         damaged = await self._timed("damage", "perturber", self._pool.damage(media, request))
         self.damaged.append(damaged)
         return damaged
+
+    async def encode(self, text: str, origin: str) -> Response:
+        return await self._timed("encode", "generator", self._generator.encode(text, origin))
+
+    async def decode(self, tokens: Sequence[int]) -> str:
+        return await self._timed("encode", "generator", self._generator.decode(tuple(tokens)))
+
+    async def edit(self, rollout: Rollout, kind: str, seed: int, media: MediaTable) -> str:
+        asked = self._editor(rollout.response.text, kind, rollout.prompt.gold, seed)
+        return await self._timed("edit", "scorer", asked)
+
+    async def foreign(self) -> Rollout | None:
+        return self._lately[-1] if self._lately else None
 
     async def _timed(self, stage: str, role: str, work: Awaitable[T]) -> T:
         began = time.perf_counter()
@@ -115,26 +149,29 @@ class Scorer:
     Args:
         generators: in the order of `Lease.generator`.
         ledger: where groups are delivered.
-        reward: in place of the one that the settings name.
+        reward, editor: in place of those that the settings name.
     """
 
     def __init__(
         self,
-        stage: Stage,
+        recipe: Recipe,
         settings: Settings,
         source: Source,
         generators: Sequence[Any],
         perturbers: Sequence[Any],
         ledger: Any,
-        reward: Reward | None = None,
+        reward: AnyReward | None = None,
+        editor: Editor | None = None,
     ) -> None:
         timeout_s = settings.rollout.engine.timeout_s
-        self._stage, self._source = stage, source
+        self._recipe, self._source = recipe, source
         # A request may wait at the gate while a sync, which has the same deadline, is under way.
         self._generators = [reach(generator, "generator", 3 * timeout_s) for generator in generators]
         self._pool = Pool([reach(perturber, "perturber", timeout_s) for perturber in perturbers])
         self._ledger = reach(ledger, "ledger", timeout_s)
         self._reward = reward or load_reward(settings)
+        self._editor = editor or load_editor(settings)
+        self._lately: deque[Rollout] = deque(maxlen=LATELY)
 
     async def produce(self, lease: Lease, parcel: Parcel) -> Receipt | Fault:
         """Carry out a lease up to the ledger's receipt. Never raises: what fails is named in a `Fault`."""
@@ -145,23 +182,26 @@ class Scorer:
             role = "data" if isinstance(error, BadRow) else "scorer"
             return named(error, role).fault(lease.group)
 
-    async def survey(self, parcel: Parcel, n: int, seed: int, generator: int) -> float:
-        """Difficulty of a prompt: semantic entropy (nats) over n answers. Tries other generators on failure.
+    async def survey(self, parcel: Parcel, order: Order, seed: int, generator: int) -> float:
+        """Difficulty of a prompt by the order's key. Tries other generators on failure.
 
         Raises:
-            RoleFailed: no generator could answer.
+            RoleFailed: it could not be found.
         """
         prompt, media = await self._prompt(parcel)
         failures: list[str] = []
         for attempt in range(SURVEY_TRIES):
             chosen = self._generators[(generator + attempt) % len(self._generators)]
+            tools = self._tools(chosen, Lease(group=prompt.id, fence=0, cursor=0, seed=seed, generator=0))
             try:
-                rollouts = await chosen.sample(prompt, media, n, derived_seed(seed, attempt))
+                return await difficulty_of(order, prompt, media, tools, derived_seed(seed, attempt))
             except Exception as error:
                 failures.append(str(RoleFailed.of(error, "generator")))
-                continue
-            return semantic_entropy([meaning(rollout.response.text) for rollout in rollouts])
         raise RoleFailed("survey_failed", "generator", f"prompt {prompt.id!r}: {' | '.join(failures)}")
+
+    def _tools(self, generator: Any, lease: Lease, prompt_id: str | None = None) -> GroupTools:
+        lately = [rollout for rollout in self._lately if rollout.prompt.id != prompt_id]
+        return GroupTools(generator, self._pool, self._reward, self._editor, lease.step, lately)
 
     async def _prompt(self, parcel: Parcel) -> tuple[Prompt, dict[str, Media]]:
         [item] = parcel
@@ -172,75 +212,52 @@ class Scorer:
         """The group, and the cause when it is dropped."""
         began = time.perf_counter()
         prompt, media = await self._prompt(parcel)
-        tools = GroupTools(self._generators[lease.generator], self._pool, self._reward)
+        tools = self._tools(self._generators[lease.generator], lease, prompt.id)
         tools.seconds["prompt"] = time.perf_counter() - began
         comparisons: tuple[Comparison, ...] = ()
         table: dict[str, Media] = {}
+        facts: dict[str, float] = {}
         reason, cause = None, ""
+        stage = self._recipe.stages[lease.stage]
         try:
-            draft = await self._stage.rollout(Draft(prompts={"x": prompt}, media=media), tools, lease.seed)
-            comparisons = self._stage.compare(lease.group, draft)
+            draft = await stage.rollout(Draft(prompts={"x": prompt}, media=media), tools, lease.seed)
+            comparisons = tuple(replace(c, stage=lease.stage) for c in stage.compare(lease.group, draft))
             check_versions(comparisons)
             shown = {digest for c in comparisons for p in c.prompts for digest in p.media}
             table = {digest: draft.media[digest] for digest in shown}
+            facts = {f"program/{name}": value for name, value in draft.facts.items()}
         except Drop as drop:
             comparisons, reason = (), drop.reason
             cause = next((score.missing for score in tools.scores if score.missing), "")
-        versions = [rollout.behaviour.oldest for rollout in tools.rollouts if rollout.behaviour is not None]
+        self._lately.extend([r for r in tools.rollouts if r.behaviour and r.behaviour.stream == "policy"][:1])
         group = Group(
             id=lease.group,
             fence=lease.fence,
             comparisons=comparisons,
             media=table,
-            version=min(versions, default=0),
+            version=oldest_version(tools.rollouts),
             dropped=reason,
-            facts=facts_of(tools.rollouts, tools.scores, tools.damaged),
-            seconds={f"rollout/{stage}": seconds for stage, seconds in tools.seconds.items()},
+            facts=facts | facts_of(tools.rollouts, tools.scores, tools.damaged),
+            seconds={f"rollout/{name}": seconds for name, seconds in tools.seconds.items()},
         )
         return group, cause
 
 
+def oldest_version(rollouts: Iterable[Rollout]) -> int:
+    """Of what the policy took part in; samples of the reference, gold and offline answers have no age."""
+    behaviours = [r.behaviour for r in rollouts if r.behaviour is not None]
+    return min((b.oldest for b in behaviours if b.stream != "reference"), default=NEVER_STALE)
+
+
 def check_versions(comparisons: Iterable[Comparison]) -> None:
-    """Both policy responses of an edge come from one weight version; drops the group otherwise."""
+    """Two different answers of the policy that share an edge come from one weight version; drops the group
+    otherwise. Gold and offline answers, and those of other streams, are exempt."""
     for comparison in comparisons:
         for edge in comparison.preferences:
             sides = (comparison.candidates[edge.winner], comparison.candidates[edge.loser])
+            if sides[0].response == sides[1].response:
+                continue
             behaviours = [side.behaviour for side in sides if side.behaviour is not None]
-            if len({version for b in behaviours for version in (b.oldest, b.newest)}) > 1:
+            drawn = [b for b in behaviours if b.stream == "policy"]
+            if len({version for b in drawn for version in (b.oldest, b.newest)}) > 1:
                 raise Drop("mixed_versions")
-
-
-def facts_of(
-    rollouts: Sequence[Rollout], scores: Sequence[Score], damaged: Sequence[Media]
-) -> dict[str, float]:
-    """Numbers to log of one group; a number that nothing tells of is absent.
-
-    reward, reward_best, reward_worst: over the answers that have a score; missing: share of those that have
-    none; hallucination: wrong / (right + wrong) mentions over all answers; sampled_tokens; finished: share of
-    answers that ended by themselves; fallback: share of damaged media without a region.
-    """
-    facts: dict[str, float] = {}
-    values = [score.value for score in scores if score.value is not None]
-    if values:
-        facts |= {
-            "reward": statistics.fmean(values),
-            "reward_best": max(values),
-            "reward_worst": min(values),
-        }
-    if scores:
-        facts["missing"] = 1 - len(values) / len(scores)
-    right = sum(score.parts.get("right", 0.0) for score in scores)
-    wrong = sum(score.parts.get("wrong", 0.0) for score in scores)
-    if right + wrong > 0:
-        facts["hallucination"] = wrong / (right + wrong)
-    if rollouts:
-        facts["sampled_tokens"] = sum(len(rollout.response.tokens) for rollout in rollouts)
-        facts["finished"] = statistics.fmean(rollout.response.finished for rollout in rollouts)
-    if damaged:
-        facts["fallback"] = statistics.fmean(_fell_back(media) for media in damaged)
-    return facts
-
-
-def _fell_back(media: Media) -> bool:
-    """Whether a selector found nothing, so that the whole media was damaged."""
-    return media.op is not None and bool(media.op.params.get("fallback", False))

@@ -7,20 +7,24 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
+from torch import Tensor
 
 from actors.sight import media_edges
-from pipelines.objectives.base import Reads, log_ratio
+from pipelines.objectives.base import Objective, Reads, log_ratio
 from pipelines.objectives.batch import Table, Totals, add_totals, margins, means
 from pipelines.types import Comparison, Group
+
+NAMED = 8  # comparisons with bad numbers that a rank names per step
 
 
 @dataclass(frozen=True, kw_only=True)
 class StepResult:
-    """What a step did. Metrics are of the global batch and equal on all ranks; margins are this rank's."""
+    """What a step did. All but `margins` is of the global batch and equal on all ranks."""
 
     metrics: dict[str, float]  # finite numbers only
     margins: tuple[Mapping[str, float], ...]  # per comparison of this rank: edge name -> rho_w - rho_l, nats
     applied: bool  # False: nothing to learn from, or a loss or gradient that is not finite
+    bad: tuple[str, ...] = ()  # comparisons whose log-probs or losses are not finite, for people
 
 
 @dataclass
@@ -31,8 +35,10 @@ class Sums:
         default_factory=dict[str, float]
     )  # per term, over the global denominator
     totals: Totals = field(default_factory=dict[str, tuple[float, float]])
+    observed: Totals = field(default_factory=dict[str, tuple[float, float]])  # for running statistics
     reliances: list[float] = field(default_factory=list[float])  # per edge whose media differ, nats
     margins: list[Mapping[str, float]] = field(default_factory=list[Mapping[str, float]])
+    bad: list[str] = field(default_factory=list[str])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,34 +49,70 @@ class Counts:
     comparisons: int
     tokens: int  # answer tokens of the distinct responses
     facts: Totals  # of the groups: reward, ...
-    lags: tuple[int, ...]  # published versions each group is behind
+    lags: tuple[int, ...]  # published versions that each group is behind at its first use
 
 
 def count(groups: Sequence[Group], published: int) -> Counts:
-    """Sizes, facts and lags of a rank's groups."""
+    """Sizes, facts and lags of a rank's groups; those that come up again are only counted as comparisons."""
+    fresh = [group for group in groups if group.use == 1]
     comparisons = [comparison for group in groups for comparison in group.comparisons]
     return Counts(
-        groups=len(groups),
+        groups=len(fresh),
         comparisons=len(comparisons),
         tokens=sum(len(response.tokens) for c in comparisons for response in c.responses),
-        facts=add_totals([{key: (value, 1.0) for key, value in group.facts.items()} for group in groups]),
-        lags=tuple(published - group.version for group in groups),
+        facts=add_totals([{key: (value, 1.0) for key, value in group.facts.items()} for group in fresh]),
+        lags=tuple(published - group.version for group in fresh),
     )
+
+
+def term_names(objective: Objective) -> list[str]:
+    """The key of each term's loss: its label, numbered where two would be alike."""
+    names = [term.label for _, term in objective.terms]
+    return [f"{name}_{i}" if names.count(name) > 1 else name for i, name in enumerate(names)]
 
 
 @torch.no_grad()
 def note(sums: Sums, table: Table, reads: Reads, comparisons: Sequence[Comparison]) -> None:
     """Adds one micro-batch: margins, accuracies and the policy's reliance on media."""
     sums.totals = add_totals([sums.totals, margins(reads)])
-    rho, policy = log_ratio(reads).tolist(), reads.logps["policy"].tolist()
-    for number, comparison in enumerate(comparisons):
-        rows = table.index[number]
-        sums.margins.append(
-            {edge.name: rho[rows[edge.winner]] - rho[rows[edge.loser]] for edge in comparison.preferences}
-        )
+    policy = reads.tokens["policy"].sum(-1)
+    rho = (log_ratio(reads) if "reference" in reads.tokens else policy).tolist()
+    logps = policy.tolist()
+    for rows, comparison in zip(table.index, comparisons, strict=True):
+        found: dict[str, list[float]] = {}
+        for edge in comparison.preferences:
+            found.setdefault(edge.name, []).append(rho[rows[edge.winner]] - rho[rows[edge.loser]])
+        sums.margins.append({name: sum(values) / len(values) for name, values in found.items()})
         for position in media_edges(comparison):
             edge = comparison.preferences[position]
-            sums.reliances.append(policy[rows[edge.winner]] - policy[rows[edge.loser]])
+            sums.reliances.append(logps[rows[edge.winner]] - logps[rows[edge.loser]])
+
+
+def bad_tokens(table: Table, reads: Reads, comparisons: Sequence[Comparison]) -> list[str]:
+    """The cells with a log-probability of policy or reference that is not finite."""
+    found: list[str] = []
+    for view in ("policy", "reference"):
+        if view not in reads.tokens:
+            continue
+        for row in (~torch.isfinite(reads.tokens[view])).any(-1).nonzero().flatten().tolist():
+            cell = table.cells[row]
+            comparison, rows = comparisons[cell.comparison], table.index[cell.comparison]
+            roles = [c.role for c, place in zip(comparison.candidates, rows, strict=True) if place == row]
+            found.append(
+                f"comparison {comparison.id}, prompt {cell.prompt.id!r}, cell {'/'.join(roles)}: the "
+                f"{view}'s log-probability is not finite"
+            )
+    return found[:NAMED]
+
+
+def bad_values(name: str, values: Tensor, comparisons: Sequence[Comparison]) -> list[str]:
+    """The comparisons to which a term gives a value that is not finite."""
+    rows: list[int] = (~torch.isfinite(values.detach())).nonzero().flatten().tolist()
+    return [
+        f"comparison {comparisons[row].id}, prompt {comparisons[row].prompts[0].id!r}: the term {name} is "
+        f"{float(values[row].detach())}"
+        for row in rows[:NAMED]
+    ]
 
 
 def summary(parts: Sequence[tuple[Sums, Counts]]) -> dict[str, float]:
@@ -81,7 +123,7 @@ def summary(parts: Sequence[tuple[Sums, Counts]]) -> dict[str, float]:
     losses = add_totals([{name: (value, 1.0) for name, value in item.losses.items()} for item in sums])
     if losses:
         metrics |= {f"loss/{name}": total for name, (total, _) in losses.items()}
-        metrics["loss"] = math.fsum(total for total, _ in losses.values())
+        metrics["loss"] = sum(total for total, _ in losses.values())
     reliances = [value for item in sums for value in item.reliances]
     if reliances:
         metrics["visual_reliance"] = math.fsum(reliances) / len(reliances)
@@ -90,4 +132,6 @@ def summary(parts: Sequence[tuple[Sums, Counts]]) -> dict[str, float]:
         metrics |= {"lag_max": float(max(lags)), "lag_mean": sum(lags) / len(lags)}
     for name in ("groups", "comparisons", "tokens"):
         metrics[name] = float(sum(getattr(item, name) for item in counts))
+    if bad := sum(len(item.bad) for item in sums):
+        metrics["bad_numbers"] = float(bad)
     return metrics

@@ -1,14 +1,14 @@
-"""DeepSpeed and PEFT: the engine that trains a scorer, and the frozen reference beside it."""
+"""DeepSpeed and PEFT: the engine that trains a scorer, and frozen scorers beside it."""
 
 from __future__ import annotations
 
-import copy
 import io
 import logging
 import math
 import os
+import re
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
 from datetime import timedelta
 from pathlib import Path
@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from actors.forward import Batch, Scorer, without_dropout
+from actors.forward import Scorer, without_dropout
 from actors.processing import Processing
 from pipelines.settings import LearnerSettings, LoraSettings
 
@@ -131,25 +131,41 @@ def start_engine(scorer: Scorer, settings: LearnerSettings) -> Any:
     return engine
 
 
-def frozen_reference(scorer: Scorer, settings: LearnerSettings) -> Callable[[Batch], Tensor]:
-    """A frozen copy of the scorer. Under ZeRO-3 it is sharded like the policy and gathered layer by layer.
+def freeze(model: nn.Module, trainable: Sequence[str]) -> None:
+    """Leaves of what is trained only the parameters whose name one of the regular expressions finds.
 
-    It must be called before the policy's engine starts, and by all ranks equally often.
+    Without expressions nothing changes. Raises ValueError for one that finds nothing that is trained.
     """
-    twin = copy.deepcopy(scorer).requires_grad_(False)
+    found: set[str] = set()
+    open_ = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    for pattern in trainable:
+        matching = {name for name in open_ if re.search(pattern, name)}
+        if not matching:
+            raise ValueError(
+                f"trainable: no trained parameter has a name that {pattern!r} finds; names look like "
+                f"{', '.join(list(open_)[:3])}"
+            )
+        found |= matching
+    for name, parameter in open_.items():
+        parameter.requires_grad_(not trainable or name in found)
+
+
+def frozen(scorer: Scorer, settings: LearnerSettings) -> Callable[..., dict[str, Tensor]]:
+    """The scorer as it stays; all ranks call it. Under ZeRO-3 it is sharded and gathered layer by layer."""
+    scorer.requires_grad_(False)
     if settings.zero_stage != 3:
-        return twin.to(_device(settings)).eval()
+        return scorer.to(device(settings)).eval()
     import deepspeed
 
     config = {key: value for key, value in engine_config(settings).items() if key != "optimizer"}
-    buffers = _full_precision_buffers(twin)
-    engine, *_ = deepspeed.initialize(model=twin, config=config)
+    buffers = _full_precision_buffers(scorer)
+    engine, *_ = deepspeed.initialize(model=scorer, config=config)
     _restore(buffers)
     engine.eval()
     return engine
 
 
-def _device(settings: LearnerSettings) -> torch.device:
+def device(settings: LearnerSettings) -> torch.device:
     return torch.device("cuda", torch.cuda.current_device()) if settings.gpus else torch.device("cpu")
 
 
@@ -173,14 +189,14 @@ def _restore(buffers: Buffers) -> None:
 
 
 @contextmanager
-def gathered(parameters: list[nn.Parameter], zero_stage: int) -> Iterator[None]:
-    """Whole parameters for reading; all ranks must enter it together under ZeRO-3."""
+def gathered(parameters: Sequence[Tensor], zero_stage: int, *, written: bool = False) -> Iterator[None]:
+    """Whole parameters for reading, or for writing the same on all ranks; under ZeRO-3 all ranks enter it."""
     if zero_stage != 3:
         yield
         return
     import deepspeed
 
-    with deepspeed.zero.GatheredParameters(parameters):
+    with deepspeed.zero.GatheredParameters(list(parameters), modifier_rank=0 if written else None):
         yield
 
 
@@ -197,6 +213,15 @@ def apply_gradients(engine: Any, settings: LearnerSettings) -> tuple[float, bool
         return norm, True
     engine.step()
     return float(engine.get_global_grad_norm()), bool(engine.was_step_applied())
+
+
+def reset_moments(engine: Any) -> None:
+    """The optimizer forgets: step counts and moments are those of its start."""
+    optimizer = getattr(engine.optimizer, "optimizer", engine.optimizer)  # ZeRO wraps the optimizer
+    for state in optimizer.state.values():
+        for value in state.values():
+            if isinstance(value, Tensor):
+                value.zero_()
 
 
 @contextmanager

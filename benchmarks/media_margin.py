@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from actors.forward import Scorer, collate
+from actors.forward import Row, Scorer, collate
 from actors.processing import Processing
 from pipelines.data.glyphs import GlyphsSource
 from pipelines.perturbations.base import DamageRequest, damage
@@ -76,6 +76,6 @@ def log_probabilities(scorer: Scorer, processing: Processing, group: list[Cell])
         rows = []
         for prompt, media, caption in group[start : start + BATCH]:
             tokens = processing.tokenizer(caption, add_special_tokens=False)["input_ids"]
-            rows.append((processing.encode(prompt, media), tokens))
-        values.append(scorer(collate(rows, processing)))
+            rows.append(Row(processing.encode(prompt, media), tokens))
+        values.append(scorer(collate(rows, processing))["logps"].sum(-1))
     return torch.cat(values).double().numpy()

@@ -19,7 +19,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from pipelines import checkpoint, doctor, identity, preflight, recipes, runs
+from pipelines import catalogue, checkpoint, doctor, identity, preflight, recipes, runs
 from pipelines.data import DataError
 from pipelines.settings import Settings, SettingsError, load
 
@@ -147,17 +147,29 @@ def validate(arguments: RunArguments = None, json_file: JsonOption = None) -> No
 
 @app.command("recipes")
 @one_message
-def list_recipes(json_file: JsonOption = None) -> None:
-    """The published methods that a run can name, with their parameters."""
+def list_recipes(
+    name: Annotated[str | None, typer.Argument(help="One recipe: all about it.")] = None,
+    json_file: JsonOption = None,
+) -> None:
+    """The published methods that a run can name; with a NAME its formula, composition and parameters."""
     known = recipes.available()
+    if name is not None:
+        try:
+            recipes.load(name, {})
+        except ValueError as error:
+            raise _refusal(error) from None
+        known = [recipe for recipe in known if recipe.name == name]
     _write_json(
         json_file,
         [{**vars(recipe), "parameters": [vars(p) for p in recipe.parameters]} for recipe in known],
     )
-    table = Table("name", "paper", "formulas from", "method parameters and defaults", show_lines=True)
+    if name is not None:
+        typer.echo(catalogue.section(name))
+        return
+    table = Table("name", "loss, or what is special", "paper", "formula taken from")
     for recipe in known:
-        parameters = "\n".join(f"{p.name}={_plain(p.default)}" for p in recipe.parameters)
-        table.add_row(recipe.name, recipe.paper, recipe.source, parameters)
+        source = f"{recipe.source} (experimental)" if recipe.experimental else recipe.source
+        table.add_row(recipe.name, recipe.summary, recipe.paper, source)
     Console().print(table)
 
 

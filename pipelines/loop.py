@@ -74,6 +74,8 @@ class LedgerState:
     trained: int
     live: int  # leased + buffered + sealed
     leased: int
+    stage: int  # the open one: groups are leased for it
+    cursor: int  # of the prompt stream: the first one that was never issued
     failure: str | None = None
 
 
@@ -140,8 +142,12 @@ async def drive(
     admission: Admission,
     stop: asyncio.Event,
     limits: Limits | None = None,
+    stage: int | None = None,
 ) -> None:
     """Feed the ledger until it has what the run needs, the data ends, or `stop` is set.
+
+    With a `stage` of the recipe until the ledger opens the next one. Prompts that were taken from the stream
+    and not issued are forgotten: go on at the ledger's `cursor`.
 
     On `stop` the ledger is told to end at the next step, nothing more is leased, and leases under way get
     `drain_s` to finish; the caller releases the rest.
@@ -149,7 +155,7 @@ async def drive(
     Raises:
         RunFailed: the ledger gave up (it says why), or nothing moved for `patience_s`.
     """
-    await _Drive(prompts, producer, ledger, fleet, admission, stop, limits or Limits()).run()
+    await _Drive(prompts, producer, ledger, fleet, admission, stop, limits or Limits(), stage).run()
 
 
 Work = asyncio.Task["Receipt | Fault"]
@@ -164,6 +170,7 @@ class _Drive:
     admission: Admission
     stop: asyncio.Event
     limits: Limits
+    stage: int | None
     fresh: deque[PromptItem] = field(default_factory=deque[PromptItem])  # taken from the stream
     again: deque[PromptItem] = field(default_factory=deque[PromptItem])  # to be issued once more
     work: dict[Work, tuple[Lease, PromptItem]] = field(default_factory=dict[Work, tuple[Lease, PromptItem]])
@@ -188,7 +195,8 @@ class _Drive:
             await _cancel([stopping, *self.work, *([self.watch] if self.watch else [])])
 
     def _over(self, state: LedgerState) -> bool:
-        if state.phase in ("stopping", "ended", "failed"):
+        past = self.stage is not None and state.stage > self.stage
+        if past or state.phase in ("stopping", "ended", "failed"):
             return True
         return state.phase == "finishing" and state.leased == 0 and not self.work
 
@@ -197,7 +205,7 @@ class _Drive:
         live = state.live
         while not self.stop.is_set():
             renewal = bool(self.again)  # is counted in `live` already
-            generator = self._choose(state.trained, live - renewal)
+            generator = self._choose(state, live - renewal)
             if generator is None:
                 return
             item = self.again.popleft() if renewal else await self._next()
@@ -211,7 +219,7 @@ class _Drive:
             elif self._over(await self.ledger.state()):
                 return
 
-    def _choose(self, trained: int, live: int) -> int | None:
+    def _choose(self, state: LedgerState, live: int) -> int | None:
         """The generator with the fewest leases among those that admit one more."""
         load = Counter(lease.generator for lease, _ in self.work.values())
         now = time.monotonic()
@@ -220,7 +228,7 @@ class _Drive:
             for generator, version in self.fleet.versions().items()
             if load[generator] < self.limits.in_flight
             and self.resting.get(generator, now) <= now
-            and self.admission.admits(version, trained, live)
+            and self.admission.admits(version, state.stage, state.trained, live)
         ]
         return min(able, key=lambda generator: (load[generator], generator), default=None)
 
@@ -284,7 +292,7 @@ class _Drive:
             f"nothing moved for {self.limits.patience_s:g} s: no receipt, no trained step, no new version. "
             f"Under way: {len(waiting)} groups {waiting[:3]}; generators and their versions: "
             f"{dict(self.fleet.versions())}; ledger: {state.trained} groups trained, {state.live} live, "
-            f"{state.leased} leased, phase {state.phase}"
+            f"{state.leased} leased, phase {state.phase}, stage {state.stage}"
         )
 
     async def _drain(self) -> None:

@@ -11,6 +11,8 @@ from pathlib import Path
 
 from pipelines import checkpoint, identity, recipes
 from pipelines.data import DataError, admit, open_source
+from pipelines.editors import load_editor
+from pipelines.requirements import backend_of, problems, sees
 from pipelines.rewards import load_reward
 from pipelines.settings import Settings, SettingsError, demands, model_path
 
@@ -34,6 +36,7 @@ def check(settings: Settings) -> list[Finding]:
         "model": _model,
         "reward": _reward,
         "data": _data,
+        "media": _media,
         "resources": _resources,
         "output": _output,
     }
@@ -46,7 +49,7 @@ def require(settings: Settings) -> None:
     All checks of `check`, but of the rows only up to the first usable one: a run goes through them itself.
     That one must be looked at before Ray is imported: its Arrow types would be deserialised from then on.
     """
-    for look in (_packages, recipe, _model, _reward, _first_row, _resources, _output):
+    for look in (_packages, recipe, _model, _reward, _first_row, _media, _resources, _output):
         look(settings)
 
 
@@ -67,12 +70,17 @@ def _packages(settings: Settings) -> str:
 
 
 def recipe(settings: Settings) -> str:
-    """Build the recipe with its parameters. Raises SettingsError."""
+    """Build the recipe with its parameters, and see that this run can follow it. Raises SettingsError."""
     try:
         built = recipes.load(settings.recipe, settings.method)
     except ValueError as error:
         raise SettingsError(str(error)) from error
-    return f"{built.name} ({built.paper})"
+    if found := list(problems(settings, built)):
+        raise SettingsError("\n".join(found))
+    load_editor(settings)
+    decoded = backend_of(settings, built)
+    stages = f"{len(built.stages)} stages, " if len(built.stages) > 1 else ""
+    return f"{built.name} ({built.paper}), {stages}decoded by {decoded}"
 
 
 def _model(settings: Settings) -> str:
@@ -106,6 +114,24 @@ def _data(settings: Settings) -> str:
     admit(inventory, settings.data.max_bad_rows)
     skipped = f", {len(inventory.bad)} bad ones will be skipped" if inventory.bad else ""
     return f"{settings.data.source}: {len(inventory.usable):,} usable rows{skipped}"
+
+
+def _media(settings: Settings) -> str:
+    """A recipe that damages media learns nothing from rows without any."""
+    try:
+        built = recipes.load(settings.recipe, settings.method)
+    except ValueError:  # is found where the recipe is checked
+        return "unknown recipe"
+    step = sees(built)
+    if step is None or settings.data.source == "glyphs":
+        return "no row has to show media" if step is None else "every row shows a picture"
+    if not any(row["images"] for _, row in open_source(settings).rows()):
+        raise SettingsError(
+            f"data.source: no row of {settings.data.source} shows a picture that the model can see, but "
+            f"{built.name} damages what a prompt shows ({step!r}); give rows with images and a model with "
+            "vision, or another recipe"
+        )
+    return "rows show pictures"
 
 
 def _resources(settings: Settings) -> str:

@@ -1,23 +1,23 @@
-"""Group programs: from one prompt to the scored, chosen and damaged material of one comparison.
+"""Group programs: from one prompt to the scored, chosen and damaged material of its comparisons.
 
 A program is an async callable `(draft, tools, seed) -> draft`. Steps are joined by `>>`; the default pipe is
 
     Sample(8) >> Choose() >> Damage(...)
 
 Tools hide where the work runs: in one process (tests, notebooks) or in Ray actors. A step that finds
-nothing to learn from raises `Drop` with a short, countable reason.
+nothing to learn from raises `Drop` with a short, countable reason. The steps are in `pipelines/programs/`.
 """
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
-from pipelines.perturbations.base import DamageRequest, Perturbation, RegionSelector
-from pipelines.types import Media, MediaTable, Prompt, Rollout, Score
+from pipelines.decoding import Ability, Decoder
+from pipelines.perturbations.base import DamageRequest
+from pipelines.types import Media, MediaTable, Prompt, Response, Rollout, Score
 
 
 class Drop(Exception):
@@ -28,14 +28,44 @@ class Drop(Exception):
         self.reason = reason
 
 
+@dataclass(frozen=True, kw_only=True)
+class Probe:
+    """What the policy says of an answer that it is made to read (teacher-forced); for selection, never for a
+    loss."""
+
+    logps: tuple[float, ...]  # [length] log-probability of each token, nats
+    top: tuple[int, ...]  # [length] the most likely token at each position, given the answer's beginning
+    attention: tuple[float, ...] = ()  # share of the attention mass on each media of the prompt, if asked for
+    version: int = 0  # weight version
+
+
 class Tools(Protocol):
     """What a program may ask for; every wait inside has a deadline."""
 
-    async def sample(self, prompt: Prompt, media: MediaTable, n: int, seed: int) -> Sequence[Rollout]:
-        """n responses of the policy, all of one weight version, decoded as the run's settings say."""
+    async def sample(
+        self,
+        prompt: Prompt,
+        media: MediaTable,
+        n: int,
+        seed: int,
+        *,
+        decoder: Decoder | None = None,
+        prefix: Sequence[int] = (),
+    ) -> Sequence[Rollout]:
+        """n responses, all of one weight version, decoded as `decoder` or the run's settings say.
+
+        With a `prefix`, tokens of an answer's beginning, each response is that beginning and its continuation
+        (origin "stitched").
+        """
         ...
 
-    async def score(self, rollouts: Sequence[Rollout]) -> Sequence[Score]:
+    async def probe(
+        self, prompt: Prompt, media: MediaTable, responses: Sequence[Response], *, attention: bool = False
+    ) -> Sequence[Probe]:
+        """The policy's log-probabilities of given responses, in order."""
+        ...
+
+    async def score(self, rollouts: Sequence[Rollout], media: MediaTable) -> Sequence[Score]:
         """One score per rollout, in order; a reward that fails gives a *missing* score."""
         ...
 
@@ -43,24 +73,98 @@ class Tools(Protocol):
         """The media with its regions damaged; whole image when the selector finds none."""
         ...
 
+    async def encode(self, text: str, origin: str) -> Response:
+        """An answer given as text, in the policy's tokens, with the end of sequence."""
+        ...
+
+    async def decode(self, tokens: Sequence[int]) -> str:
+        """The text of an answer's tokens, without special tokens."""
+        ...
+
+    async def edit(self, rollout: Rollout, kind: str, seed: int, media: MediaTable) -> str:
+        """The answer as the run's editor rewrites it; `kind` says how: "correct", "inject", "refine"..."""
+        ...
+
+    async def foreign(self) -> Rollout | None:
+        """An answer to another prompt that was sampled lately; None when there was none yet."""
+        ...
+
 
 @dataclass(frozen=True, kw_only=True)
 class Draft:
     """The material of one group while its program runs."""
 
-    prompts: Mapping[str, Prompt]  # "x": the clean prompt; further names are added by `Damage`
+    prompts: Mapping[str, Prompt]  # "x": the clean prompt; further names are added by steps
     media: MediaTable
     rollouts: tuple[Rollout, ...] = ()
-    scores: tuple[Score, ...] = ()
+    scores: tuple[Score | None, ...] = ()  # of each rollout; None: it was not judged
     chosen: Mapping[str, int] = field(default_factory=dict[str, int])  # "w", "l" -> index into rollouts
+    sets: Mapping[str, tuple[int, ...]] = field(
+        default_factory=dict[str, tuple[int, ...]]
+    )  # "y" -> indices: several rollouts under one name
+    facts: Mapping[str, float] = field(
+        default_factory=dict[str, float]
+    )  # numbers of steps, for compare and logs
 
     @property
     def prompt(self) -> Prompt:
         return self.prompts["x"]
 
+    def rollout(self, name: str) -> Rollout:
+        """The rollout of that name. Raises ValueError when no earlier step chose it."""
+        if name not in self.chosen:
+            raise ValueError(
+                f"no earlier step made the response {name!r}; there are {sorted(self.chosen)} (programs run "
+                "from left to right)"
+            )
+        return self.rollouts[self.chosen[name]]
+
+    def at(self, name: str) -> Prompt:
+        """The prompt of that name. Raises ValueError when no earlier step made it."""
+        if name not in self.prompts:
+            raise ValueError(f"no earlier step made the prompt {name!r}; there are {sorted(self.prompts)}")
+        return self.prompts[name]
+
+    def members(self, name: str) -> tuple[int, ...]:
+        """Indices of the rollouts of a set, or of the one rollout of that name."""
+        if name in self.sets:
+            return self.sets[name]
+        self.rollout(name)
+        return (self.chosen[name],)
+
+    def with_rollouts(
+        self, name: str, rollouts: Sequence[Rollout], scores: Sequence[Score | None] | None = None
+    ) -> Draft:
+        """Adds rollouts as the set `name`, and as the chosen response `name` when there is exactly one."""
+        first = len(self.rollouts)
+        indices = tuple(range(first, first + len(rollouts)))
+        chosen = {**self.chosen, name: first} if len(rollouts) == 1 else self.chosen
+        judged = tuple(scores) if scores is not None else (None,) * len(rollouts)
+        return replace(
+            self,
+            rollouts=(*self.rollouts, *rollouts),
+            scores=(*self.scores, *judged),
+            sets={**self.sets, name: indices},
+            chosen=chosen,
+        )
+
+    def with_prompt(self, name: str, prompt: Prompt, media: MediaTable | None = None) -> Draft:
+        """Adds a prompt, and the media that it shows."""
+        return replace(self, prompts={**self.prompts, name: prompt}, media={**self.media, **(media or {})})
+
 
 class Step:
     """One step of a program."""
+
+    @property
+    def makes(self) -> frozenset[str]:
+        """Names of the responses and prompts that it makes; checked against `compare` before a run."""
+        return frozenset()
+
+    @property
+    def needs(self) -> frozenset[Ability]:
+        """Abilities of the engine that it uses."""
+        return frozenset()
 
     async def __call__(self, draft: Draft, tools: Tools, seed: int) -> Draft:
         raise TypeError(f"{type(self).__name__} does not define what it does")
@@ -75,6 +179,14 @@ class Pipe(Step):
 
     steps: tuple[Step, ...]
 
+    @property
+    def makes(self) -> frozenset[str]:
+        return frozenset({"x"}).union(*(step.makes for step in self.steps))
+
+    @property
+    def needs(self) -> frozenset[Ability]:
+        return frozenset().union(*(step.needs for step in self.steps))
+
     async def __call__(self, draft: Draft, tools: Tools, seed: int) -> Draft:
         for position, step in enumerate(self.steps):
             draft = await step(draft, tools, derived_seed(seed, position))
@@ -82,104 +194,6 @@ class Pipe(Step):
 
     def __rshift__(self, other: Step) -> Pipe:
         return Pipe((*self.steps, other))
-
-
-@dataclass(frozen=True)
-class Sample(Step):
-    """n responses to the clean prompt, scored."""
-
-    n: int = 8
-
-    def __post_init__(self) -> None:
-        if self.n < 1:
-            raise ValueError(f"Sample(n=...): expected at least 1 response, got {self.n}")
-
-    async def __call__(self, draft: Draft, tools: Tools, seed: int) -> Draft:
-        rollouts = tuple(await tools.sample(draft.prompt, draft.media, self.n, seed))
-        scores = tuple(await tools.score(rollouts))
-        if len(scores) != len(rollouts):
-            raise ValueError(f"the scorer gave {len(scores)} scores for {len(rollouts)} responses")
-        return replace(draft, rollouts=rollouts, scores=scores)
-
-
-@dataclass(frozen=True)
-class Choose(Step):
-    """Best against worst by score: "w" and "l". Missing scores never take part; ties drop the group.
-
-    Among equal scores the earlier response is taken, on both ends.
-    """
-
-    min_gap: float = 0.0  # the scores must differ by more than this
-
-    def __post_init__(self) -> None:
-        if not self.min_gap >= 0:
-            raise ValueError(f"Choose(min_gap=...): expected at least 0, got {self.min_gap}")
-
-    async def __call__(self, draft: Draft, tools: Tools, seed: int) -> Draft:
-        values = {i: s.value for i, s in enumerate(draft.scores) if s.value is not None}
-        if len(values) < 2:
-            raise Drop("too_few_responses" if len(draft.scores) < 2 else "missing_score")
-        best = max(values, key=lambda i: values[i])
-        worst = min(values, key=lambda i: values[i])
-        if values[best] - values[worst] <= self.min_gap:
-            raise Drop("tie")
-        return replace(draft, chosen={"w": best, "l": worst})
-
-
-def best_and_worst(samples: int, min_gap: float = 0.0) -> Pipe:
-    """The usual start of a program. Raises ValueError for fewer than 2 samples: they could never differ."""
-    if samples < 2:
-        raise ValueError(
-            f"samples: expected at least 2, since the best is compared with the worst, got {samples}"
-        )
-    return Sample(samples) >> Choose(min_gap)
-
-
-@dataclass(frozen=True)
-class Damage(Step):
-    """Adds a prompt with damaged media under a name.
-
-    `of` names the chosen response from which a selector takes its regions, so a step with a selector follows
-    choosing. `optional`: a prompt without media, or one that the damage left as it was, goes on without the
-    damaged prompt instead of being dropped; for damage that is only watched.
-    """
-
-    name: str
-    perturbation: Perturbation
-    selector: RegionSelector | None = None
-    of: str = "w"
-    optional: bool = False
-
-    async def __call__(self, draft: Draft, tools: Tools, seed: int) -> Draft:
-        digests = tuple(dict.fromkeys(draft.prompt.media))
-        if not digests:
-            return self._without(draft, "no_media_to_damage")
-        if self.selector is not None and self.of not in draft.chosen:
-            raise ValueError(f"Damage({self.name!r}) reads {self.of!r}, which no earlier step chose")
-        answer = draft.rollouts[draft.chosen[self.of]].response.text if self.of in draft.chosen else ""
-        asked = DamageRequest(
-            perturbation=self.perturbation,
-            selector=self.selector,
-            answer=answer,
-            gold=draft.prompt.gold,
-            seed=0,
-        )
-        work = (
-            tools.damage(draft.media[digest], replace(asked, seed=derived_seed(seed, i)))
-            for i, digest in enumerate(digests)
-        )
-        damaged = await asyncio.gather(*work)
-        swap = {old: new.digest for old, new in zip(digests, damaged, strict=True)}
-        if all(old == new for old, new in swap.items()):
-            return self._without(draft, "damage_changed_nothing")
-        table = {**draft.media, **{media.digest: media for media in damaged}}
-        prompt = draft.prompt.with_media(swap, origin=self.name)
-        return replace(draft, prompts={**draft.prompts, self.name: prompt}, media=table)
-
-    def _without(self, draft: Draft, reason: str) -> Draft:
-        if self.optional:
-            return draft
-        raise Drop(reason)
 
 
 def derived_seed(seed: int, *path: int | str) -> int:

@@ -42,8 +42,10 @@ class DataSettings(Section):
 
 
 class EngineSettings(Section):
-    """One vLLM engine."""
+    """What one generator decodes with."""
 
+    # "auto": vLLM, unless the recipe asks for what it cannot do (mixed logits, acts inside the model...)
+    backend: Literal["auto", "vllm", "transformers"] = "auto"
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     max_model_len: Positive = 1024  # tokens, images included
     max_num_seqs: Positive = 256  # sequences decoded together
@@ -127,6 +129,9 @@ class Settings(Section):
     method: dict[str, Any] = {}  # parameters of the recipe
     model: str = Field(default="glyphs", min_length=1)  # "glyphs", or a checkpoint in Hugging Face layout
     reward: str = "world"  # "world", "random" (control), package.module:function or path/to/file.py:function
+    # who rewrites answers where the recipe asks for it: "world" (rules of the glyphs world),
+    # package.module:function or path/to/file.py:function
+    editor: str = "world"
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
     output: str = Field(default="runs", min_length=1)
     ray_address: str | None = None  # None: a local Ray on loopback
@@ -173,6 +178,11 @@ def _disagreements(run: Settings) -> Iterator[str]:
         yield (
             f"reward: expected 'world', 'random', package.module:function or path/to/file.py:function, "
             f"got {run.reward!r}"
+        )
+    if run.editor != "world" and not re.fullmatch(r".+:[^:\W]\w*", run.editor):
+        yield (
+            "editor: expected 'world', package.module:function or path/to/file.py:function, "
+            f"got {run.editor!r}"
         )
     if own and run.reward == "world":
         yield (
@@ -306,17 +316,18 @@ def _resolve_paths(value: dict[str, Any], folder: Path, *, only_existing: bool) 
         absolute = path if path.is_absolute() else (folder / path).absolute()
         return str(absolute) if absolute.exists() or not only_existing else text
 
-    data, model, reward = value.get("data"), value.get("model"), value.get("reward")
+    data, model = value.get("data"), value.get("model")
     if isinstance(data, dict):
         source: Any = cast("dict[str, Any]", data).get("source")
         if isinstance(source, str) and source not in ("", "glyphs"):
             data["source"] = resolved(source)
     if isinstance(model, str) and model not in ("", "glyphs"):
         value["model"] = resolved(model)
-    if isinstance(reward, str):
-        file, separator, function = reward.rpartition(":")
+    for key in ("reward", "editor"):
+        given = value.get(key)
+        file, separator, function = given.rpartition(":") if isinstance(given, str) else ("", "", "")
         if separator and file.endswith(".py"):
-            value["reward"] = f"{resolved(file)}:{function}"
+            value[key] = f"{resolved(file)}:{function}"
 
 
 def _name(value: Any) -> str:

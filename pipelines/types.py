@@ -72,6 +72,8 @@ class Media:
 
 
 MediaTable = Mapping[str, Media]  # digest -> media
+NOT_SCORED = -1  # a target that no loss reads
+NEVER_STALE = 2**31 - 1  # weight version of what no policy sampled; handed out as the newest one
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,19 +124,36 @@ class Prompt:
 
 @dataclass(frozen=True, kw_only=True)
 class Response:
-    """Tokens of one answer, as sampled; never re-tokenised."""
+    """Tokens of one answer, as sampled; never re-tokenised.
 
-    tokens: tuple[int, ...]  # [length], end-of-sequence token included when it was produced
+    What is fed and what is scored may differ: TARS feeds corrupted tokens and does not score them, POVID
+    feeds one answer and scores another. `targets` then says what each position is scored on.
+    """
+
+    tokens: tuple[int, ...]  # [length] fed, end-of-sequence token included when it was produced
     text: str  # decoded without special tokens, for rewards and people
     origin: str = "sampled"  # "sampled", "gold", "edited" or "stitched"
     finished: bool = True  # False when cut by the length limit
+    targets: tuple[int, ...] | None = None  # [length] scored, NOT_SCORED where a position is left out
+
+    def __post_init__(self) -> None:
+        if self.targets is not None and len(self.targets) != len(self.tokens):
+            raise ValueError(
+                f"a response has one target per token: got {len(self.targets)} targets for "
+                f"{len(self.tokens)} tokens"
+            )
+
+    @property
+    def scored(self) -> tuple[int, ...]:
+        """[length] what each position is scored on, NOT_SCORED where it is left out."""
+        return self.tokens if self.targets is None else self.targets
 
 
 @dataclass(frozen=True, kw_only=True)
 class Behaviour:
     """Who sampled a response. Filled by the generator."""
 
-    stream: str  # weight stream: "policy"
+    stream: str  # weight stream: "policy" or "reference"
     decoder: Mapping[str, Any]  # temperature, top_p, ...
     oldest: int  # oldest and newest weight version that contributed a token
     newest: int
@@ -172,9 +191,15 @@ class Candidate:
 
     prompt: int
     response: int
-    role: str  # as in "w@x": winner's response under the clean prompt
+    role: str  # a name that terms may read; an edge's cells are called as in "w@x"
     score: Score | None = None
     behaviour: Behaviour | None = None
+    sampled_under: str | None = (
+        None  # digest of the prompt that it was sampled under; None: nobody sampled it
+    )
+
+
+Spans = tuple[tuple[float, ...], tuple[float, ...]]  # one weight per token of the winner, of the loser
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -184,8 +209,11 @@ class Preference:
     name: str  # the term that uses it names it: "text", "media"
     winner: int  # index of a candidate
     loser: int
+    key: int = 0  # edges of several names with one key are joined into one linear form
+    probability: float = 1.0  # that the winner is better, where the label is soft
     margin: float = 0.0  # nats, subtracted inside the link
     weight: float = 1.0
+    spans: Mapping[str, Spans] = field(default_factory=dict[str, Spans])  # name -> token weights
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -193,6 +221,7 @@ class Comparison:
     """The unit of learning: tables of prompts and responses, cells and edges. Filled by `compare`."""
 
     id: str
+    stage: int = 0  # of the recipe
     prompts: tuple[Prompt, ...]
     responses: tuple[Response, ...]
     candidates: tuple[Candidate, ...]
@@ -214,8 +243,9 @@ class Group:
     id: str
     fence: int  # the lease's fencing number
     comparisons: tuple[Comparison, ...]
+    use: int = 1  # how often its comparisons have come up, this time included; filled at hand-out
     media: MediaTable  # every media that a comparison's prompt names
-    version: int  # oldest weight version among its policy responses
+    version: int  # oldest weight version among its sampled responses; NEVER_STALE: there are none
     dropped: str | None = None  # named reason when there is nothing to learn from
     facts: Mapping[str, float] = field(
         default_factory=dict[str, float]
@@ -232,6 +262,8 @@ class Lease:
     cursor: int  # position in the prompt stream
     seed: int
     generator: int  # index of the generator that has a slot for it
+    step: int = 1  # learner step that it is issued for; schedules of hyperparameters read it
+    stage: int = 0  # of the recipe
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,6 +1,7 @@
 """One real run of the whole stack, shared by every test that reads what a run leaves behind.
 
-Two learner ranks, two generators, a user's own reward; interrupted by Ctrl-C, resumed to its end.
+Two learner ranks, two generators, a user's own reward and recipe, of two stages that train on comparisons
+again; interrupted by Ctrl-C, resumed to its end.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ DEADLINE_S = 420
 OVERRIDES = (
     "name=shared",
     "reward=own_reward:value",
+    "recipe=own_recipe:recipe",
     "rollout.generators=2",
     "rollout.max_tokens=32",
     "learner.workers=2",
@@ -45,6 +47,21 @@ from pipelines.worlds.glyphs import Glyphs
 async def value(prompt, response, row):
     parts = Glyphs().verify(row, response)
     return parts["right"] - parts["wrong"]
+'''
+OWN_RECIPE = '''
+"""Online DPO, every comparison twice and easy prompts first; then with some of it drawn again."""
+from dataclasses import replace
+
+from pipelines.recipe import ResetOptimizer
+from pipelines.recipes import online_dpo
+from pipelines.schedules import EasyToHard
+
+
+def recipe():
+    known = online_dpo.recipe()
+    [stage] = known.stages
+    first = replace(stage, uses=2, order=EasyToHard(samples=2), then=(ResetOptimizer(),))
+    return replace(known, stages=(first, replace(stage, replay=0.25)))
 '''
 
 
@@ -105,6 +122,7 @@ def wait_until_gone(marker: str, deadline_s: float = 30) -> tuple[str, ...]:
 def shared_run(tmp_path_factory: pytest.TempPathFactory) -> SharedRun:
     folder = tmp_path_factory.mktemp("shared")
     (folder / "own_reward.py").write_text(OWN_REWARD)
+    (folder / "own_recipe.py").write_text(OWN_RECIPE)
     marker = f"PLUMBLINE_TEST_RUN={folder.name}-{os.getpid()}"
     name, value = marker.split("=")
     environment = {**os.environ, "PYTHONPATH": f"{folder}{os.pathsep}{ROOT}", name: value}

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import re
+import shlex
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import yaml
 
-from pipelines import recipes
-from pipelines.recipe import Recipe
+from pipelines import catalogue, recipes
 from pipelines.settings import Settings
 
 ROOT = Path(__file__).parents[1]
@@ -42,18 +45,29 @@ def test_settings_shown_are_settings(page: Path) -> None:
         recipes.load(settings.recipe, settings.method)
 
 
-def test_the_method_shown_is_a_recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (code,) = blocks(ROOT / "docs" / "methods.md", "python")
-    (tmp_path / "shown_method.py").write_text(code)
-    monkeypatch.syspath_prepend(str(tmp_path))
+def test_the_walk_through_a_new_method_does_what_it_says(tmp_path: Path) -> None:
+    page = ROOT / "docs" / "add_a_method.md"
+    for code in blocks(page, "python"):
+        name, _, body = code.partition("\n")
+        target = tmp_path / name.removeprefix("# ")
+        target.parent.mkdir(exist_ok=True)
+        target.write_text(body)
+    (shown,) = blocks(page, "bash")
+    validate = shlex.split(shown.splitlines()[0])
+    command = f"import sys; sys.argv = {validate!r}; from pipelines.cli import main; main()"
+    environment = {**os.environ, "PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"}
 
-    built = recipes.load("shown_method:recipe", {"media_weight": 0.25})
+    def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, *arguments], cwd=tmp_path, env=environment, capture_output=True, text=True
+        )
 
-    assert isinstance(built, Recipe)
-    assert [weight for weight, _ in built.stage.objective.terms] == [1.0, 0.25]
+    golden = run("-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/test_calm.py")
+    validated = run("-c", command)
+
+    assert "2 passed" in golden.stdout, golden.stdout + golden.stderr
+    assert validated.returncode == 0, validated.stdout + validated.stderr
 
 
-def test_every_recipe_is_in_the_table() -> None:
-    listed = set(re.findall(r"^\| `(\w+)` \|", (ROOT / "docs" / "methods.md").read_text(), re.MULTILINE))
-
-    assert listed == set(recipes.names())
+def test_the_page_of_methods_is_made_from_the_recipes() -> None:
+    assert (ROOT / "docs" / "methods.md").read_text() == catalogue.page(), "run `make docs`"

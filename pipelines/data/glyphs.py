@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,7 @@ from pipelines.data.conversations import read_prompt
 from pipelines.data.files import as_prompt
 from pipelines.types import Media, Prompt
 from pipelines.worlds.glyphs import QUESTION_KINDS, Glyphs
+from pipelines.worlds.glyphs.edits import inject
 from pipelines.worlds.glyphs.scenes import Scene
 from pipelines.worlds.glyphs.vocabulary import CELLS, COLOURS, DIGITS
 
@@ -49,11 +51,18 @@ class GlyphsSource:
         return next(WORLD.rows("train", 1, self.seed, task, start=number))
 
     def prompt(self, row: Row) -> tuple[Prompt, dict[str, Media]]:
-        """Any row of the world, held-out ones included. Gold is the row with its `named_boxes` as `boxes`."""
+        """Any row of the world, held-out ones included.
+
+        Gold is the row with its `named_boxes` as `boxes` and a recorded pair: `chosen` is the true answer,
+        `rejected` the same with one false mention put in (POVID's kind of pair).
+        """
         picture = Media(kind="image", space="rgb8", payload=WORLD.image(row))
         turns = read_prompt(row["prompt"], 1, (), row["id"])
         gold = {key: value for key, value in row.items() if key not in ("id", "prompt")}
-        return as_prompt(row["id"], turns, (picture,), gold | {"boxes": named_boxes(row)})
+        seed = int.from_bytes(hashlib.sha256(str(row["id"]).encode()).digest()[:4], "big")
+        rejected, _ = inject(str(row["answer"]), row, seed)
+        pair = {"chosen": row["answer"], "rejected": rejected}
+        return as_prompt(row["id"], turns, (picture,), gold | pair | {"boxes": named_boxes(row)})
 
 
 def named_boxes(row: Mapping[str, Any]) -> list[dict[str, Any]]:

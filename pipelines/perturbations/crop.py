@@ -6,10 +6,9 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
-from pipelines.perturbations.base import Mask, within
-from pipelines.types import Media, Op
+from pipelines.perturbations.base import Mask, Picture, recorded, within
+from pipelines.types import Media
 
 Box = tuple[int, int, int, int]  # (x0, y0, x1, y1), pixels; x1 and y1 exclusive
 _WIDEST = 4 / 3  # width over height of the crop relative to the picture; the narrowest is its inverse
@@ -34,11 +33,15 @@ class Crop:
 
     def __call__(self, media: Media, mask: Mask | None, seed: int) -> Media:
         height, width = media.payload.shape[:2] if media.payload.ndim >= 2 else (1, 1)
-        box = self._box(width, height, seed)
-        op = Op(name="crop", params={"low": self.low, "high": self.high, "box": list(box)}, seed=seed)
-        return within(media, mask, op, lambda picture: _enlarged(picture, box))
+        box = self.box(width, height, seed)
+        return within(media, mask, recorded(self, seed, box=list(box)), lambda p: enlarged(p, box))
 
-    def _box(self, width: int, height: int, seed: int) -> Box:
+    @property
+    def strength(self) -> float:
+        """The share of the area that is lost on average."""
+        return 1 - (self.low + self.high) / 2
+
+    def box(self, width: int, height: int, seed: int) -> Box:
         """A box of at least one pixel; its area is in [low, high] up to rounding to whole pixels."""
         rng = np.random.default_rng(seed)
         share = rng.uniform(self.low, self.high)
@@ -51,7 +54,8 @@ class Crop:
         return x, y, x + w, y + h
 
 
-def _enlarged(picture: NDArray[np.uint8], box: Box) -> NDArray[np.uint8]:
+def enlarged(picture: Picture, box: Box) -> Picture:
+    """The part of a picture in a box at the size of the whole."""
     from PIL import Image
 
     height, width = picture.shape[:2]

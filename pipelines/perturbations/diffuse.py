@@ -9,9 +9,10 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from pipelines.perturbations.base import Mask, within
-from pipelines.types import Media, Op
+from pipelines.perturbations.base import Mask, Picture, recorded, within
+from pipelines.types import Media
 
+Space = Literal["pixels", "normalised"]
 STEPS = 1000
 #: Mean and deviation per channel that CLIP's image processors use.
 CLIP_MEAN = np.array([0.48145466, 0.4578275, 0.40821073])
@@ -34,6 +35,22 @@ def coefficients(step: int) -> tuple[float, float]:
     return share**0.5, (1.0 - share) ** 0.5
 
 
+def check_space(space: str, who: str) -> None:
+    if space not in ("pixels", "normalised"):
+        raise ValueError(f"{who}(space=...): expected 'pixels' or 'normalised', got {space!r}")
+
+
+def noised(picture: Picture, signal: float, noise: float, space: Space, seed: int) -> Picture:
+    """signal * x + noise * eps, x in [0, 1] ("pixels") or CLIP-normalised; clipped and rounded to rgb8."""
+    values = picture / 255.0
+    eps = np.random.default_rng(seed).standard_normal(values.shape)
+    if space == "normalised":
+        values = (signal * (values - CLIP_MEAN) / CLIP_STD + noise * eps) * CLIP_STD + CLIP_MEAN
+    else:
+        values = signal * values + noise * eps
+    return np.rint(np.clip(values, 0.0, 1.0) * 255.0).astype(np.uint8)
+
+
 @dataclass(frozen=True)
 class Diffuse:
     """x_k = sqrt(abar_k) x + sqrt(1 - abar_k) eps, on the sigmoid schedule of 1000 steps.
@@ -52,24 +69,18 @@ class Diffuse:
     """
 
     step: int = 500
-    space: Literal["pixels", "normalised"] = "pixels"
+    space: Space = "pixels"
 
     def __post_init__(self) -> None:
         coefficients(self.step)
-        if self.space not in ("pixels", "normalised"):
-            raise ValueError(f"Diffuse(space=...): expected 'pixels' or 'normalised', got {self.space!r}")
+        check_space(self.space, "Diffuse")
 
     def __call__(self, media: Media, mask: Mask | None, seed: int) -> Media:
-        op = Op(name="diffuse", params={"step": self.step, "space": self.space}, seed=seed)
-        return within(media, mask, op, lambda picture: self._noised(picture, seed))
-
-    def _noised(self, picture: NDArray[np.uint8], seed: int) -> NDArray[np.uint8]:
+        op = recorded(self, seed)
         signal, noise = coefficients(self.step)
-        values = picture / 255.0
-        eps = np.random.default_rng(seed).standard_normal(values.shape)
-        if self.space == "normalised":
-            values = signal * (values - CLIP_MEAN) / CLIP_STD + noise * eps
-            values = values * CLIP_STD + CLIP_MEAN
-        else:
-            values = signal * values + noise * eps
-        return np.rint(np.clip(values, 0.0, 1.0) * 255.0).astype(np.uint8)
+        return within(media, mask, op, lambda picture: noised(picture, signal, noise, self.space, seed))
+
+    @property
+    def strength(self) -> float:
+        """The step; a normalised step is milder than the same step on pixels."""
+        return float(self.step)

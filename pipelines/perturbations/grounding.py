@@ -2,36 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from threading import Lock
 from typing import Any
 
 import numpy as np
 
-from pipelines.perturbations.base import Mask, Regions
+from pipelines.perturbations.base import Mask, Regions, picture_of
+from pipelines.perturbations.models import load_once
 from pipelines.perturbations.regions import Box, box_mask
 from pipelines.types import Media
 
 Detection = tuple[Box, float, str]  # box, score, label
-Loaded = tuple[Any, Any, str]  # processor, model, device
-_loaded: dict[tuple[str, str], Loaded] = {}
-_lock = Lock()
-
-
-def _load_once(role: str, path: str, load: Callable[[str], tuple[Any, Any]]) -> Loaded:
-    """A model is loaded once per process, on the GPU that the process may use or else on the CPU."""
-    import torch
-
-    with _lock:
-        if (role, path) not in _loaded:
-            try:
-                processor, model = load(path)
-            except (OSError, ValueError) as error:
-                raise ValueError(f"{role} model {path!r} cannot be loaded: {error}") from error
-            device = "cuda" if torch.cuda.is_available() else "cpu"
-            _loaded[role, path] = (processor, model.eval().to(device), device)
-        return _loaded[role, path]
 
 
 def _load_detector(path: str) -> tuple[Any, Any]:
@@ -53,16 +35,14 @@ def _load_segmenter(path: str) -> tuple[Any, Any]:
 def _picture(media: Media) -> Any:
     from PIL import Image
 
-    if media.kind != "image" or media.space != "rgb8":
-        raise ValueError(f"grounding reads images (space rgb8), got {media.kind} in space {media.space!r}")
-    return Image.fromarray(media.payload)
+    return Image.fromarray(picture_of(media, "grounding"))
 
 
 def detect(path: str, media: Media, keywords: Sequence[str], threshold: float) -> list[Detection]:
     """Every detection above the threshold, best first; boxes in pixels."""
     import torch
 
-    processor, model, device = _load_once("detector", path, _load_detector)
+    processor, model, device = load_once("detector", path, _load_detector)
     labels = [f"a {word}" for word in keywords]
     inputs = processor(images=_picture(media), text=[labels], truncation=True, return_tensors="pt").to(device)
     with torch.inference_mode():
@@ -132,7 +112,7 @@ def segment(path: str, media: Media, boxes: Sequence[Box]) -> Mask:
     """The union of one mask per box, [height, width]."""
     import torch
 
-    processor, model, device = _load_once("segmenter", path, _load_segmenter)
+    processor, model, device = load_once("segmenter", path, _load_segmenter)
     prompts = [[list(box) for box in boxes]]
     inputs = processor(images=_picture(media), input_boxes=prompts, return_tensors="pt").to(device)
     with torch.inference_mode():

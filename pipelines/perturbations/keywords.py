@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 Vectors = Callable[[str], NDArray[np.float64]]
 
-_WORD = re.compile(r"[^\W\d_]+(?:['\u2019-][^\W\d_]+)*")
+WORD = re.compile(r"[^\W\d_]+(?:['\u2019-][^\W\d_]+)*")
 # Function words, and words that speak of the picture as such. Number words stay: they can name things.
 _STOP = """
 a about above across after again against all along also although am among an and another any are aren't
@@ -132,4 +132,4 @@ class GraphRank:
 
 def words_of(text: str) -> Sequence[str]:
     """Lower-cased words of a text in order, as `GraphRank` sees them."""
-    return [match.group().lower() for match in _WORD.finditer(text)]
+    return [match.group().lower() for match in WORD.finditer(text)]

@@ -35,7 +35,7 @@ class KeyRegions:
     keywords: Callable[[str], Sequence[str]]
     locate: Locator
 
-    def __call__(self, media: Media, answer: str, gold: Mapping[str, Any]) -> Regions | None:
+    def __call__(self, media: Media, answer: str, gold: Mapping[str, Any], seed: int) -> Regions | None:
         keywords = self.keywords(answer)
         found = self.locate(media, keywords, answer, gold) if keywords else None
         if found is None:
@@ -59,7 +59,7 @@ class KnownBoxes:
     def __call__(
         self, media: Media, keywords: Sequence[str], answer: str, gold: Mapping[str, Any]
     ) -> Regions | None:
-        entries = self._entries(media, gold)
+        entries = known_boxes(media, gold, self.key)
         said = frozenset(words_of(answer))
         chosen: set[int] = set()
         for keyword in keywords:
@@ -71,29 +71,83 @@ class KnownBoxes:
         mask = box_mask(boxes, media)
         return Regions(mask=mask, facts={"boxes": [list(box) for box in boxes]})
 
-    def _entries(self, media: Media, gold: Mapping[str, Any]) -> list[tuple[Box, frozenset[str]]]:
-        if gold.get(self.key) is None:
-            raise ValueError(
-                f"regions from known boxes: the row has no {self.key!r}, only {sorted(gold)}; expected a "
-                "list of {'box': [x0, y0, x1, y1], 'words': [...]}, or choose regions that a model finds"
-            )
-        return [self._entry(i, entry, media) for i, entry in enumerate(gold[self.key])]
 
-    def _entry(self, i: int, entry: Any, media: Media) -> tuple[Box, frozenset[str]]:
-        height, width = media.payload.shape[:2]
-        try:
-            x0, y0, x1, y1 = (float(value) for value in entry["box"])
-            words = frozenset(word for text in entry["words"] for word in words_of(text))
-        except (KeyError, TypeError, ValueError) as error:
-            raise ValueError(
-                f"{self.key}[{i}]: expected {{'box': [x0, y0, x1, y1], 'words': [...]}}, got {entry!r}"
-            ) from error
-        if not (0 <= x0 < x1 <= width and 0 <= y0 < y1 <= height):
-            raise ValueError(
-                f"{self.key}[{i}]: expected 0 <= x0 < x1 <= {width} and 0 <= y0 < y1 <= {height}, got "
-                f"[{x0:g}, {y0:g}, {x1:g}, {y1:g}]; is the box in pixels of this picture?"
-            )
-        return (x0, y0, x1, y1), words
+@dataclass(frozen=True)
+class OneObject:
+    """One known object of those that the answer speaks of, for damage that takes one object at a time.
+
+    AdaViP and LPOI (third-party notes) remove or mask one object per candidate. Objects are counted in the
+    order in which the answer comes to them; `which` counts round, so that 0, 1, 2, ... give distinct
+    candidates as long as there are. None draws one by the seed. The objects are those of `gold[key]`, as in
+    `KnownBoxes`.
+
+    Raises ValueError as `KnownBoxes` does.
+    """
+
+    which: int | None = 0
+    key: str = "boxes"
+
+    def __call__(self, media: Media, answer: str, gold: Mapping[str, Any], seed: int) -> Regions | None:
+        entries = known_boxes(media, gold, self.key)
+        spoken = spoken_of([words for _, words in entries], words_of(answer))
+        if not spoken:
+            return None
+        which = (
+            self.which if self.which is not None else int(np.random.default_rng([seed, 1]).integers(2**31))
+        )
+        chosen = spoken[which % len(spoken)]
+        box = entries[chosen][0]
+        return Regions(mask=box_mask([box], media), facts={"object": chosen, "boxes": [list(box)]})
+
+
+def spoken_of(objects: Sequence[frozenset[str]], said: Sequence[str]) -> list[int]:
+    """Which objects, given by their words, a text speaks of; in the order of the text.
+
+    An object is looked for where the most of its words stand together, in a stretch as long as it has words.
+    A word of the text speaks of one object alone, the one with the most words around it, so that "top" of an
+    object at the top left is no mention of another one at the top right.
+    """
+    finds: list[tuple[int, int, int, frozenset[int]]] = []  # (-words found, place, object, their places)
+    for number, words in enumerate(objects):
+        for place, word in enumerate(said):
+            if word in words:
+                stretch = range(place, min(place + len(words), len(said)))
+                where = frozenset(i for i in stretch if said[i] in words)
+                finds.append((-len({said[i] for i in where}), place, number, where))
+    taken: set[int] = set()
+    starts: dict[int, int] = {}
+    for _, place, number, where in sorted(finds, key=lambda find: find[:3]):
+        if number not in starts and not where & taken:
+            starts[number] = place
+            taken |= where
+    return sorted(starts, key=lambda number: starts[number])
+
+
+def known_boxes(media: Media, gold: Mapping[str, Any], key: str) -> list[tuple[Box, frozenset[str]]]:
+    """The boxes of a row's objects and what each may be called; ValueError for what is no such list."""
+    if gold.get(key) is None:
+        raise ValueError(
+            f"regions from known boxes: the row has no {key!r}, only {sorted(gold)}; expected a list of "
+            "{'box': [x0, y0, x1, y1], 'words': [...]}, or choose regions that a model finds"
+        )
+    return [_entry(f"{key}[{i}]", entry, media) for i, entry in enumerate(gold[key])]
+
+
+def _entry(where: str, entry: Any, media: Media) -> tuple[Box, frozenset[str]]:
+    height, width = media.payload.shape[:2]
+    try:
+        x0, y0, x1, y1 = (float(value) for value in entry["box"])
+        words = frozenset(word for text in entry["words"] for word in words_of(text))
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"{where}: expected {{'box': [x0, y0, x1, y1], 'words': [...]}}, got {entry!r}"
+        ) from error
+    if not (0 <= x0 < x1 <= width and 0 <= y0 < y1 <= height):
+        raise ValueError(
+            f"{where}: expected 0 <= x0 < x1 <= {width} and 0 <= y0 < y1 <= {height}, got "
+            f"[{x0:g}, {y0:g}, {x1:g}, {y1:g}]; is the box in pixels of this picture?"
+        )
+    return (x0, y0, x1, y1), words
 
 
 def box_mask(boxes: Sequence[Box], media: Media) -> Mask:

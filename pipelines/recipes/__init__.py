@@ -30,6 +30,8 @@ class Summary:
     summary: str  # first line of the docstring
     paper: str
     source: str
+    experimental: bool  # the primary text was not seen
+    stages: int
     parameters: tuple[Parameter, ...]
 
 
@@ -42,17 +44,33 @@ def available() -> list[Summary]:
     """All recipes of this package with their parameters."""
     summaries: list[Summary] = []
     for name in names():
-        build = _function(name)
         built = load(name, {})
-        parameters = tuple(
-            Parameter(name=p.name, type=str(p.annotation), default=p.default)
-            for p in inspect.signature(build).parameters.values()
-        )
-        text = (inspect.getdoc(build) or "").partition("\n")[0]
         summaries.append(
-            Summary(name=name, summary=text, paper=built.paper, source=built.source, parameters=parameters)
+            Summary(
+                name=name,
+                summary=document(name).partition("\n")[0],
+                paper=built.paper,
+                source=built.source,
+                experimental=built.experimental,
+                stages=len(built.stages),
+                parameters=parameters(name),
+            )
         )
     return summaries
+
+
+def document(name: str) -> str:
+    """The docstring of a recipe: what it is, its formula, its source."""
+    return inspect.getdoc(_function(name)) or ""
+
+
+def parameters(name: str) -> tuple[Parameter, ...]:
+    """What a recipe can be given."""
+    signature = inspect.signature(_function(name))
+    return tuple(
+        Parameter(name=p.name, type=str(p.annotation), default=p.default)
+        for p in signature.parameters.values()
+    )
 
 
 def load(name: str, params: Mapping[str, Any]) -> Recipe:

@@ -5,8 +5,9 @@ from __future__ import annotations
 from pipelines.comparisons import Edges
 from pipelines.objectives.pair import Pair
 from pipelines.perturbations.diffuse import Diffuse
+from pipelines.programs.choosing import best_and_worst
+from pipelines.programs.damaging import Damage
 from pipelines.recipe import Recipe, Stage
-from pipelines.rollout import Damage, best_and_worst
 
 
 def recipe(*, samples: int = 8, beta: float = 0.1, min_gap: float = 0.0, watch_media: bool = True) -> Recipe:
@@ -27,10 +28,12 @@ def recipe(*, samples: int = 8, beta: float = 0.1, min_gap: float = 0.0, watch_m
     return Recipe(
         name="online_dpo",
         paper="Direct Preference Optimization, arXiv 2305.18290; online as in arXiv 2402.04792",
-        source="from memory",
-        stage=Stage(
-            rollout=program,
-            compare=Edges(edges, optional=frozenset({"media"} if watch_media else ())),
-            objective=1.0 * Pair("text", beta),
+        source="TRL's code read for two samples; best and worst of n from memory",
+        stages=(
+            Stage(
+                rollout=program,
+                compare=Edges(edges, optional=frozenset({"media"} if watch_media else ())),
+                objective=1.0 * Pair("text", beta),
+            ),
         ),
     )

@@ -19,7 +19,7 @@ from typing import Any, Final, cast
 from pipelines.journal import read_lines
 from pipelines.report.lineage import Lineage
 
-_COLUMNS: Final = ("attempt", "step", "rank", "group", "comparison")
+_COLUMNS: Final = ("attempt", "step", "rank", "group", "comparison", "use")
 _PARTS: Final = ("bytes_received", "elements_loaded", "canary_change", "caches_fresh")
 _END_OF_RUN: Final = "end_of_run"  # the ledger's reason for what a run that has enough leaves over
 _NAMED: Final = 3  # examples in a message
@@ -28,8 +28,9 @@ _NAMED: Final = 3  # examples in a message
 def recount(run_dir: Path) -> dict[str, Any]:
     """Count a finished run again from its comparisons and events and compare with summary.json.
 
-    Returns {"issued", "trained", "comparisons", "steps", "dropped": {reason: n}, "discrepancies": [...]}, all
-    of the final lineage (`Lineage`): issued, trained and dropped count groups, comparisons Parquet rows.
+    Returns {"issued", "trained", "comparisons", "later_uses", "steps", "dropped": {reason: n},
+    "discrepancies": [...]}, all of the final lineage (`Lineage`): issued, trained and dropped count groups,
+    comparisons Parquet rows, later_uses those of comparisons that were trained on again.
     An empty list of discrepancies means that everything agrees.
 
     Reads the events `drop` (group, reason), `seal` (step, groups), `snapshot` (step), `proof` and `resumed`
@@ -46,6 +47,7 @@ def recount(run_dir: Path) -> dict[str, Any]:
         "issued": len(trained | set(dropped)),
         "trained": len(trained),
         "comparisons": len(rows),
+        "later_uses": sum(row["use"] > 1 for row in rows),
         "steps": len({row["step"] for row in rows}),
         "dropped": dict(sorted(Counter(dropped.values()).items())),
     }
@@ -95,10 +97,10 @@ def _final_drops(events: Iterable[Mapping[str, Any]], problems: list[str]) -> li
 
 def _against_seals(events: Iterable[Mapping[str, Any]], rows: Iterable[Mapping[str, Any]]) -> list[str]:
     """The groups of each trained step as the ledger sealed them; a step sealed again was rolled back."""
-    sealed = {int(e["step"]): {str(g) for g in e["groups"]} for e in events if e.get("event") == "seal"}
-    trained: defaultdict[int, set[str]] = defaultdict(set)
+    sealed = {int(e["step"]): _sealed(e) for e in events if e.get("event") == "seal"}
+    trained: defaultdict[int, set[tuple[str, int]]] = defaultdict(set)
     for row in rows:
-        trained[int(row["step"])].add(str(row["group"]))
+        trained[int(row["step"])].add((str(row["group"]), int(row["use"])))
     return [
         f"step {step}: {len(groups - sealed.get(step, set()))} trained groups were not sealed for it and "
         f"{len(sealed.get(step, set()) - groups)} sealed groups were not trained"
@@ -107,15 +109,30 @@ def _against_seals(events: Iterable[Mapping[str, Any]], rows: Iterable[Mapping[s
     ]
 
 
+def _sealed(event: Mapping[str, Any]) -> set[tuple[str, int]]:
+    """(group, use) of a sealed step."""
+    later = {(str(group), int(use)) for group, _, use in event.get("later", ())}
+    return {(str(group), 1) for group in event["groups"]} | later
+
+
 def _twice(rows: Iterable[Mapping[str, Any]], drops: Iterable[Mapping[str, Any]]) -> list[str]:
-    """A comparison trained twice, a group in two steps or on two ranks, a group dropped twice."""
-    tickets = Counter((str(row["group"]), str(row["comparison"])) for row in rows)
+    """A ticket (group, comparison, use) trained twice, a comparison twice in one step, a group for the first
+    time in two steps or on two ranks, a group dropped twice."""
+    rows = list(rows)
+    tickets = Counter((str(row["group"]), str(row["comparison"]), int(row["use"])) for row in rows)
+    within = Counter((str(row["group"]), str(row["comparison"]), int(row["step"])) for row in rows)
     places: defaultdict[str, set[tuple[int, int]]] = defaultdict(set)
     for row in rows:
-        places[str(row["group"])].add((row["step"], row["rank"]))
+        if row["use"] == 1:
+            places[str(row["group"])].add((row["step"], row["rank"]))
     found = [
-        f"comparison {comparison} of group {group} was trained {n} times"
-        for (group, comparison), n in tickets.items()
+        f"comparison {comparison} of group {group} was trained {n} times for its use {use}"
+        for (group, comparison, use), n in tickets.items()
+        if n > 1
+    ]
+    found += [
+        f"comparison {comparison} of group {group} is {n} times in step {step}"
+        for (group, comparison, step), n in within.items()
         if n > 1
     ]
     found += [
@@ -166,7 +183,9 @@ def _against_summary(run_dir: Path, counted: Mapping[str, Any]) -> list[str]:
     dropped = {str(reason): int(n) for reason, n in (said.get("dropped") or {}).items() if n}
     waiting = {name: int(said.get(name) or 0) for name in ("leased", "buffered", "sealed")}
     released = int(said.get("released") or 0)  # by an interrupted run; nobody else has a record of these
+    again = said.get("later_uses") or {}
     settled = {"issued": said["issued"] - released, "trained": said.get("trained")}
+    settled["later_uses"] = again.get("trained", 0)
     found = [
         f"{name}: summary.json says {settled[name]}, the log holds {counted[name]}"
         for name in settled

@@ -75,7 +75,9 @@ def progress_line(metrics: Mapping[str, Any]) -> str:
         pieces.append(f"reward {fmt.number(metrics['reward'])}")
     if fmt.finite(metrics.get("hallucination")) is not None:
         pieces.append(f"hallucination {fmt.percent(metrics['hallucination'], 0)}")
-    margins = [fmt.finite(metrics.get(f"margin/{axis}")) for axis in ("text", "media")]
+    axes = [f"margin/{axis}" for axis in ("text", "media")]
+    axes += [key for key in metrics if key.startswith("margin/") and key not in axes]
+    margins = [fmt.finite(metrics.get(key)) for key in axes]
     if any(margin is not None for margin in margins):
         pieces.append("margin " + "/".join(fmt.number(m) for m in margins if m is not None))
     if fmt.finite(metrics.get("lag_max")) is not None:

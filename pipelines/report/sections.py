@@ -154,7 +154,10 @@ def curves(metrics: Sequence[Mapping[str, Any]]) -> tuple[list[Chart], list[str]
     """The learning curves that the run recorded, and the titles of those it did not."""
     charts: list[Chart] = []
     absent: list[str] = []
+    edges = {key for line in metrics for key in line if key.startswith("margin/")}
     for name, title, unit, keys in CURVES:
+        if name == "margins":  # a method may name its edges as it likes
+            keys = keys | {key: key.removeprefix("margin/") for key in sorted(edges - keys.keys())}
         points = {label: _points(metrics, key) for key, label in keys.items()}
         series = {label: found for label, found in points.items() if found}
         if series:

@@ -9,13 +9,14 @@ import importlib.util
 import inspect
 import os
 import sys
-import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
 
+from pipelines.rewards.base import AnyReward, is_reward
+from pipelines.rewards.threads import WorkFailed, in_thread
 from pipelines.types import Prompt, Response, Score
 
 Function = Callable[[list[dict[str, Any]], str, dict[str, Any]], Any]
@@ -51,6 +52,8 @@ class User:
                 result = await result if inspect.isawaitable(result) else result
         except TimeoutError:
             return Score(value=None, missing=f"reward_timed_out: no answer after {self.timeout_s:g} s")
+        except WorkFailed as failure:
+            return Score(value=None, missing=_raised(failure.__cause__ or failure))
         except Exception as error:
             return Score(value=None, missing=_raised(error))
         return as_score(result)
@@ -59,28 +62,7 @@ class User:
         if inspect.iscoroutinefunction(self.function):
             return self.function(*arguments)
         async with self._turn, asyncio.timeout(self.timeout_s):
-            return await _in_thread(lambda: self.function(*arguments))
-
-
-async def _in_thread(work: Callable[[], Any]) -> Any:
-    """`work()` in a daemon thread: one that hangs would keep an executor, and so the process, from ending."""
-    loop = asyncio.get_running_loop()
-    future: asyncio.Future[Any] = loop.create_future()
-
-    def settle(outcome: Any) -> None:
-        if not future.done():  # it is, when the caller stopped waiting
-            future.set_result(outcome)
-
-    def run() -> None:
-        try:
-            outcome = work()
-        except BaseException as error:  # StopIteration and sys.exit() would be swallowed on their way
-            outcome = Score(value=None, missing=_raised(error))
-        if not loop.is_closed():
-            loop.call_soon_threadsafe(settle, outcome)
-
-    threading.Thread(target=run, name="reward", daemon=True).start()
-    return await future
+            return await in_thread(lambda: self.function(*arguments))
 
 
 def as_score(result: Any) -> Score:
@@ -115,7 +97,8 @@ def messages_of(prompt: Prompt) -> list[dict[str, Any]]:
 def find(name: str) -> Function:
     """The function of "package.module:function" or "path/to/file.py:function".
 
-    Modules are looked up in the current directory first. Raises RewardNotFound.
+    Modules are looked up in the current directory first. Raises RewardNotFound, also for a function that
+    takes neither (prompt, response, row) nor nothing: see `builds`.
     """
     module_name, _, function_name = name.rpartition(":")
     try:
@@ -136,8 +119,32 @@ def find(name: str) -> Function:
         raise RewardNotFound(f"reward {name!r}: {module_name} has no {function_name!r}; {has}")
     if not callable(function):
         raise RewardNotFound(f"reward {name!r}: expected a function, got a {type(function).__name__}")
-    _check_signature(name, function)
+    if not builds(function):
+        _check_signature(name, function)
     return cast("Function", function)
+
+
+def builds(function: Callable[..., Any]) -> bool:
+    """Whether it is no reward function but builds a reward: it can be called without arguments, and cannot be
+    called with prompt, response and row."""
+    return _binds(function) and not _binds(function, [], "", {})
+
+
+def build(name: str, function: Callable[..., Any]) -> AnyReward:
+    """The reward object that a function without arguments returns. Raises RewardNotFound."""
+    try:
+        reward = function()
+    except Exception as error:
+        raise RewardNotFound(
+            f"reward {name!r}: building it failed: {type(error).__name__}: {error}"
+        ) from error
+    if not is_reward(reward):
+        raise RewardNotFound(
+            f"reward {name!r}: {_name_of(function)}() takes no arguments, so it should build a reward: "
+            "an object that is called with (prompt, response) or (prompt, response, media), or has "
+            f"group(rollouts, media); got a {type(reward).__name__}"
+        )
+    return reward
 
 
 def _import(name: str) -> Any:
@@ -168,18 +175,22 @@ def _load_file(path: Path) -> Any:
     return module
 
 
+def _binds(function: Callable[..., Any], *arguments: Any) -> bool:
+    try:
+        inspect.signature(function).bind(*arguments)
+    except TypeError:
+        return False
+    except ValueError:  # some built-in functions have no signature
+        return bool(arguments)
+    return True
+
+
 def _check_signature(name: str, function: Callable[..., Any]) -> None:
-    try:
-        signature = inspect.signature(function)
-    except (TypeError, ValueError):  # some built-in functions have none
-        return
-    try:
-        signature.bind([], "", {})
-    except TypeError as error:
+    if not _binds(function, [], "", {}):
         raise RewardNotFound(
             f"reward {name!r}: expected a function of (prompt, response, row), got {_name_of(function)}"
-            f"{signature}: {error}"
-        ) from None
+            f"{inspect.signature(function)}; one without arguments may build a reward object instead"
+        )
 
 
 def _name_of(function: Callable[..., Any]) -> str:

@@ -14,6 +14,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 import numpy as np
+from generator_answers import MORE
 
 PICTURE_SIDE = 64
 Facts = dict[str, Any]
@@ -245,9 +246,11 @@ async def forbidden_tokens(bench: Bench) -> Facts:
 async def a_forbidden_token_is_refused_afterwards(bench: Bench) -> Facts:
     from types import SimpleNamespace
 
+    from pipelines.decoding import Decoder
+
     prompt, _ = bench.prompt(6)
     bad = SimpleNamespace(token_ids=[bench.processing.image_token], logprobs=[{}], finish_reason="length")
-    return {"error": await error_of(lambda: to_async(bench.generator.rollout, prompt, bad, 0))}
+    return {"error": await error_of(lambda: to_async(bench.generator.rollout, prompt, bad, 0, Decoder()))}
 
 
 async def bad_prompts(bench: Bench) -> Facts:
@@ -360,6 +363,7 @@ SCENARIOS: tuple[Callable[[Bench], Awaitable[Facts]], ...] = (
     first_version,
     parity,
     greedy,
+    *MORE,
     seeds,
     health_while_decoding,
     adopt_while_sampling,

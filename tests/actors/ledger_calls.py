@@ -6,6 +6,7 @@ import asyncio
 from typing import Any
 
 from actors.ledger import Ledger
+from pipelines.admission import Admission, Stretch
 from pipelines.types import Comparison, Fault, Group, Lease, Shard
 
 
@@ -40,8 +41,14 @@ def waits(coroutine: Any) -> bool:
     return False
 
 
+def sizes(groups: int, sync_every: int, lag: int, *lasts: int, **reuse: Any) -> Admission:
+    """The bound of a run whose stages end at the steps `lasts`."""
+    stages = tuple(Stretch(last=last, max_lag=lag, **reuse) for last in lasts)
+    return Admission(sync_every=sync_every, groups_per_step=groups, stages=stages)
+
+
 def make(groups: int = 2, lag: int = 1, sync_every: int = 1, steps: int = 100, **more: Any) -> Ledger:
-    return Ledger("run", 1, groups, sync_every, lag, steps, **more)
+    return Ledger("run", 1, sizes(groups, sync_every, lag, steps), **more)
 
 
 def comparison(name: str) -> Comparison:

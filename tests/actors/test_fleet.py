@@ -24,6 +24,10 @@ class Generator:
     unproved: int = -1  # the version whose elements it cannot prove
     slow: int = -1  # the version that it never finishes
     adopted: list[int] = field(default_factory=list)
+    references: list[tuple[int, str]] = field(default_factory=list)  # version before it, weights
+
+    async def adopt_reference(self, weights: str) -> None:
+        self.references.append((self.adopted[-1], weights))
 
     async def adopt(self, version: WeightVersion, tensors: Any) -> Proof:
         assert tensors == {}
@@ -123,3 +127,22 @@ def test_waiting_for_a_version_names_who_is_behind(tmp_path: Path) -> None:
     lines = scenario(generators, tmp_path / "events.jsonl", act)
 
     assert ("generator-1", 1) not in [(line["generator"], line["version"]) for line in lines]
+
+
+def test_a_moved_reference_is_brought_once_and_before_its_version_serves(tmp_path: Path) -> None:
+    generator = Generator("generator-0")
+    seen: list[tuple[dict[int, int], int]] = []
+
+    async def act(fleet: Fleet, publisher: Publisher) -> None:
+        with pytest.raises(ValueError, match="reference of attempt 2 refused"):
+            await publisher.refer(2, {})
+        for number, reference in enumerate((None, "first", None, "second")):
+            if reference is not None:
+                await publisher.refer(1, reference)
+            await publisher.publish(version(number), {})
+            await fleet.reached(number, 5)
+            seen.append((fleet.versions(), len(generator.references)))
+
+    scenario([generator], tmp_path / "events.jsonl", act)
+    assert generator.references == [(1, "first"), (3, "second")]
+    assert seen == [({0: 0}, 0), ({0: 1}, 1), ({0: 2}, 1), ({0: 3}, 2)]

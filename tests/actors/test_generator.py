@@ -67,6 +67,25 @@ def test_greedy(facts: Facts):
     assert facts["engine"] == facts["forward"]
 
 
+def test_continued(facts: Facts):
+    assert max(facts["gaps"]) < 1e-4 and all(facts["begins"])
+    assert min(facts["lengths"]) > 4 and max(facts["lengths"]) <= 12
+    assert set(facts["origins"]) == {"stitched"}
+
+
+def test_probed(facts: Facts):
+    assert max(facts["gaps"]) < 1e-4 and all(facts["top"]) and facts["versions"] == [0, 0]
+
+
+def test_temperatures(facts: Facts):
+    assert facts["same"] and "cannot decode as Mixture" in facts["refused"]
+
+
+def test_parity_with_the_other_generator(facts: Facts):
+    assert facts["holds"] and facts["same"]
+    assert facts["gap"] < 1e-3 and facts["of"] == 24
+
+
 def test_seeds(facts: Facts):
     assert facts["same"] and facts["other"] and facts["distinct"] > 1
 

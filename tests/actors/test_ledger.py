@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 
 from actors.ledger import Ledger, group_id
+from pipelines.admission import Admission, Stretch
 from pipelines.loop import RunFailed
-from pipelines.types import Group, Media, Receipt, Shard
+from pipelines.types import NEVER_STALE, Group, Media, Receipt, Shard
 from tests.actors.ledger_calls import (
     comparison,
     counts,
@@ -22,6 +23,7 @@ from tests.actors.ledger_calls import (
     make,
     now,
     pull,
+    sizes,
     train,
     waits,
 )
@@ -33,7 +35,7 @@ DAMAGE = np.zeros((2, 2, 3), np.uint8)
 
 
 def test_a_group_is_the_same_in_every_attempt_and_differs_by_prompt_and_epoch() -> None:
-    assert group_id("run", "p", 0) == now(Ledger("run", 7, 1, 1, 0, 1).issue("p", 0, 5, 3)).group
+    assert group_id("run", "p", 0) == now(Ledger("run", 7, sizes(1, 1, 0, 1)).issue("p", 0, 5, 3)).group
     assert (
         len(
             {group_id("run", "p", 0), group_id("run", "p", 1), group_id("run", "q", 0), group_id("b", "p", 0)}
@@ -43,7 +45,7 @@ def test_a_group_is_the_same_in_every_attempt_and_differs_by_prompt_and_epoch() 
 
 
 def test_fences_grow_over_leases_and_attempts_and_the_seed_does_not_depend_on_them() -> None:
-    first, second = make(), Ledger("run", 2, 2, 1, 1, 100)
+    first, second = make(), Ledger("run", 2, sizes(2, 1, 1, 100))
     lease = issue(first, 0)
     assert now(first.fail(fault(lease), lease))
     again, other = issue(first, 0), issue(second, 0)
@@ -358,6 +360,89 @@ def test_restoring_needs_a_fresh_ledger_of_the_same_run() -> None:
     with pytest.raises(ValueError, match="cannot be restored"):
         now(used.restore(snapshot))
     with pytest.raises(ValueError, match="of run 'run', this is run 'other'"):
-        now(Ledger("other", 1, 1, 1, 0, 1).restore(snapshot))
+        now(Ledger("other", 1, sizes(1, 1, 0, 1)).restore(snapshot))
     with pytest.raises(ValueError, match="no snapshot of step 4"):
         now(used.snapshot(4))
+
+
+# --- stages ------------------------------------------------------------------------------------------------
+
+
+def staged(groups: int = 2, lag: int = 1, lasts: tuple[int, ...] = (2, 4), **more: Any) -> Ledger:
+    return Ledger("run", 1, sizes(groups, 1, lag, *lasts, **more))
+
+
+def test_a_lease_names_the_step_that_it_is_for_and_its_stage() -> None:
+    ledger = staged()
+    leases = [issue(ledger, cursor) for cursor in range(5)]
+    assert [(lease.step, lease.stage) for lease in leases] == [(1, 0), (1, 0), (2, 0), (2, 0), (2, 0)]
+    now(ledger.fail(fault(leases[0]), leases[0]))
+    assert issue(ledger, 0).step == 2  # four others are under way by now
+
+
+def test_a_stage_opens_when_the_last_one_is_trained_and_its_version_is_out() -> None:
+    ledger = staged()
+    fill(ledger, range(4))
+    train(ledger, 1)
+    pull(ledger, 2)
+    assert now(ledger.state()).stage == 0
+    now(ledger.published(2))
+    assert now(ledger.state()).stage == 0  # out, but the ledger has not heard that the step is trained
+    now(ledger.trained(1, 2, {}))
+    assert now(ledger.state()).stage == 1
+    first = issue(ledger, 4)
+    assert (first.step, first.stage) == (3, 1)
+    other = staged()
+    fill(other, range(4))
+    train(other, 1)
+    train(other, 2)
+    assert now(other.state()).stage == 0  # trained, but not out
+    now(other.published(2))
+    assert now(other.state()).stage == 1
+
+
+def test_what_a_stage_leaves_over_is_dropped_by_name_and_is_nobodys_fault() -> None:
+    ledger = staged(groups=1, lasts=(1, 3), lag=5)
+    [leased] = [issue(ledger, 0)]
+    fill(ledger, range(1, 3))
+    pull(ledger, 1)
+    assert not now(ledger.accept(group(leased))).accepted
+    early = issue(ledger, 3)  # nobody should ask before the stage is open; it cannot do any harm
+    assert early.stage == 0 and now(ledger.accept(group(early))).dropped == "stage_over"
+    assert counts(ledger)["dropped"] == {"stage_over": 3}
+    now(ledger.trained(1, 1, {}))
+    now(ledger.published(1))
+    again = now(ledger.issue("p0", 0, 0, 0))
+    assert again is None and issue(ledger, 4).stage == 1  # its prompt is spent
+    assert [e["reason"] for e in now(ledger.events(0)) if e["event"] == "drop"] == ["stage_over"] * 3
+
+
+def test_the_tightest_lag_is_that_of_the_stage() -> None:
+    stages = (Stretch(last=1, max_lag=3), Stretch(last=9, max_lag=0))
+    ledger = Ledger("run", 1, Admission(sync_every=1, groups_per_step=1, stages=stages))
+    fill(ledger, range(1))
+    train(ledger, 1)
+    now(ledger.published(1))
+    fill(ledger, range(1, 3), version=1)
+    assert [g.version for g in train(ledger, 2).groups] == [1]
+    assert counts(ledger)["dropped"] == {"stale": 1}  # version 2 is due for step 3
+
+
+def test_what_nobody_sampled_is_never_stale_and_is_handed_out_as_new() -> None:
+    ledger = make(groups=1, lag=0)
+    fill(ledger, range(3), version=NEVER_STALE)
+    assert [train(ledger, step).groups[0].version for step in (1, 2, 3)] == [0, 1, 2]
+    assert counts(ledger)["dropped"] == {} and now(ledger.progress(0))[2]["lag_max"] == 0
+
+
+def test_a_resume_goes_on_in_the_open_stage() -> None:
+    ledger = staged()
+    fill(ledger, range(4))
+    train(ledger, 1)
+    train(ledger, 2)
+    now(ledger.published(2))
+    snapshot = json.loads(json.dumps(now(ledger.snapshot(2))))
+    resumed = staged()
+    now(resumed.restore(snapshot))
+    state = now(resumed.state())
+    assert (state.stage, state.cursor, issue(resumed, 4).step) == (1, 4, 3)

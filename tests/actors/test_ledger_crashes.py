@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import random
 from typing import Any
@@ -19,9 +20,10 @@ from hypothesis.stateful import (
 )
 
 from actors.ledger import Ledger
+from actors.tickets import BODIES
 from pipelines.loop import RunFailed
 from pipelines.types import Lease
-from tests.actors.ledger_calls import Waits, counts, fault, group, now, waits
+from tests.actors.ledger_calls import Waits, counts, fault, group, now, sizes, waits
 
 
 class Books(RuleBasedStateMachine):
@@ -30,20 +32,37 @@ class Books(RuleBasedStateMachine):
     leases = Bundle("leases")
 
     @initialize(
-        groups=st.integers(1, 4), lag=st.integers(0, 2), sync_every=st.integers(1, 2), steps=st.integers(1, 6)
+        groups=st.integers(1, 4),
+        lag=st.integers(0, 2),
+        sync_every=st.integers(1, 2),
+        lasts=st.lists(st.integers(1, 3), min_size=1, max_size=3),
+        uses=st.integers(1, 2),
+        replay=st.sampled_from([0.0, 0.4]),
     )
-    def begin(self, groups: int, lag: int, sync_every: int, steps: int) -> None:
-        self.sizes = (groups, sync_every, lag, steps)
+    def begin(
+        self, groups: int, lag: int, sync_every: int, lasts: list[int], uses: int, replay: float
+    ) -> None:
+        ends = itertools.accumulate(lasts)
+        self.sizes = sizes(groups, sync_every, lag, *ends, uses=uses, replay=replay)
+        self.lag = lag
         self.attempt = 1
-        self.ledger = Ledger("run", 1, *self.sizes)
+        self.ledger = Ledger("run", 1, self.sizes)
         self.cursor = self.step = 0
+        self.stage_of: dict[str, int] = {}  # of each group, as its newest lease says
         self.lineage: dict[int, list[str]] = {}  # step -> ids trained, as the learner saw it
+        self.tickets: dict[int, list[tuple[str, int]]] = {}  # step -> (comparison, use)
         self.snapshot: dict[str, Any] = now(self.ledger.snapshot(0))
+        self.bodies: dict[str, bytes] = {}
 
     @rule(target=leases, epoch=st.just(0))
     def issue(self, epoch: int) -> Lease | None:
         lease = now(self.ledger.issue(f"p{self.cursor}", epoch, self.cursor, 0))
         self.cursor += 1
+        return self.known(lease)
+
+    def known(self, lease: Lease | None) -> Lease | None:
+        if lease is not None:
+            self.stage_of[lease.group] = lease.stage
         return lease
 
     @rule(target=leases, lease=leases)
@@ -51,7 +70,7 @@ class Books(RuleBasedStateMachine):
         if lease is None or lease.fence >> 32 != self.attempt:
             return None
         try:
-            return now(self.ledger.issue(f"p{lease.cursor}", 0, lease.cursor, 1))
+            return self.known(now(self.ledger.issue(f"p{lease.cursor}", 0, lease.cursor, 1)))
         except ValueError:
             return None
 
@@ -76,24 +95,26 @@ class Books(RuleBasedStateMachine):
         if shards[0].stop:
             assert all(shard.stop for shard in shards)
             return
-        groups, sync_every, lag, steps = self.sizes
-        taken = [g for shard in shards for g in shard.groups]
+        handed = [g for shard in shards for g in shard.groups]
+        taken = [g for g in handed if g.use == 1]
         self.step += 1
-        assert self.step <= steps and 0 < len(taken) <= groups
-        assert all((self.step - 1) // sync_every - g.version <= lag for g in taken)
+        assert self.step <= self.sizes.max_steps and 0 < len(taken) <= self.sizes.groups_per_step
+        assert all(self.sizes.due(self.step) - g.version <= self.lag for g in taken)
+        stage = self.sizes.stage_at(self.step)
+        assert all(self.stage_of[g.id] == stage for g in handed)
         self.lineage[self.step] = [g.id for g in taken]
+        self.tickets[self.step] = [(c.id, g.use) for g in handed for c in g.comparisons]
         now(self.ledger.trained(self.attempt, self.step, {}))
 
     @rule()
     def publish(self) -> None:
-        now(self.ledger.published(self.step // self.sizes[1]))
+        now(self.ledger.published(self.sizes.due(self.step + 1)))
 
     @rule()
     def commit(self) -> None:
-        self.snapshot, self.saved = (
-            json.loads(json.dumps(now(self.ledger.snapshot(self.step)))),
-            (self.step, 0),
-        )
+        snapshot = now(self.ledger.snapshot(self.step))
+        self.bodies = {BODIES: snapshot.pop(BODIES)} if BODIES in snapshot else {}
+        self.snapshot = json.loads(json.dumps(snapshot))
 
     @rule(clean=st.booleans())
     def restart(self, clean: bool) -> None:
@@ -103,9 +124,10 @@ class Books(RuleBasedStateMachine):
             self.ledger.check()
             assert now(self.ledger.state()).live == 0
         self.attempt += 1
-        self.ledger = Ledger("run", self.attempt, *self.sizes)
-        now(self.ledger.restore(self.snapshot))
+        self.ledger = Ledger("run", self.attempt, self.sizes)
+        now(self.ledger.restore(self.snapshot | self.bodies))
         self.step = self.snapshot["step"]
+        self.tickets = {step: uses for step, uses in self.tickets.items() if step <= self.step}
         self.lineage = {step: ids for step, ids in self.lineage.items() if step <= self.step}
         self.cursor = self.snapshot["next_cursor"]
 
@@ -123,6 +145,12 @@ class Books(RuleBasedStateMachine):
         assert found["issued"] == sum(found[place] for place in places) + sum(found["dropped"].values())
         trained = [name for ids in self.lineage.values() for name in ids]
         assert len(trained) == len(set(trained)) == found["trained"]
+        tickets = [ticket for uses in self.tickets.values() for ticket in uses]
+        assert len(tickets) == len(set(tickets))
+        for uses in self.tickets.values():
+            assert len({name for name, _ in uses}) == len(uses)
+        again = found.get("later_uses", {"trained": 0})
+        assert sum(use > 1 for _, use in tickets) == again["trained"]
 
 
 TestBooks = Books.TestCase
@@ -137,7 +165,7 @@ def test_crashes_at_random_points_lose_and_double_nothing() -> None:
     snapshot, attempt, step, kills = None, 0, 0, 0
     while step < steps:
         attempt += 1
-        ledger = Ledger("run", attempt, groups, 1, 1, steps)
+        ledger = Ledger("run", attempt, sizes(groups, 1, 1, steps))
         if snapshot is not None:
             now(ledger.restore(snapshot))
         step, cursor = (snapshot["step"], snapshot["next_cursor"]) if snapshot is not None else (0, 0)

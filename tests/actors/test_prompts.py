@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import random
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -75,9 +76,29 @@ def test_an_order_rearranges_prompts_and_keeps_their_identity() -> None:
     ordered = take(prompts, 4)
     assert [item[1:] for item in ordered[:3]] == [plain[2][1:], plain[0][1:], plain[1][1:]]
     assert [item[0] for item in ordered] == [0, 1, 2, 3]
-    assert ordered[3][1:] == (1, "3", (3, "row 3"))  # the next epoch, in the same order
+    assert ordered[3][1:] == (1, "0", (0, "row 0"))  # behind the block the data goes on as it is
     asyncio.run(prompts.seek(1))
     assert take(prompts, 3) == ordered[1:]
+
+
+@given(st.integers(1, 5), st.lists(st.integers(0, 6), min_size=1, max_size=4), st.randoms())
+def test_orders_of_several_stages_issue_every_prompt_of_every_pass_once(
+    usable: int, blocks: list[int], chance: random.Random
+) -> None:
+    """Whatever the blocks and their orders: the stream is a permutation of the plain one."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "raw_rows", lambda source, count: (f"row {i}" for i in range(count)))
+        _compare_with_plain(usable, blocks, chance)
+
+
+def _compare_with_plain(usable: int, blocks: list[int], chance: random.Random) -> None:
+    plain, prompts = stream(list(range(usable))), stream(list(range(usable)))
+    seen: list[tuple[int, str]] = []
+    for size in blocks:
+        order = chance.sample(range(size), size)
+        asyncio.run(prompts.reorder(order, start=len(seen)))
+        seen += [item[1:3] for item in take(prompts, size)]
+    assert sorted(seen) == sorted(item[1:3] for item in take(plain, sum(blocks)))
 
 
 @pytest.mark.usefixtures("rows")

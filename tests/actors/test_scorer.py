@@ -10,19 +10,29 @@ import numpy as np
 import pytest
 
 from actors.generator import EngineError, ForbiddenToken, PromptMismatch, Quarantined
+from actors.group_facts import facts_of
 from actors.ledger import Ledger
 from actors.perturber import Perturber
-from actors.scorer import Pool, Scorer, check_versions, facts_of
-from pipelines.comparisons import Edges
+from actors.scorer import GroupTools, Pool, Scorer, check_versions
+from pipelines.comparisons import Cells, Edges
 from pipelines.data.base import BadRow
+from pipelines.decoding import Contrast
 from pipelines.loop import RoleFailed
 from pipelines.objectives.base import Objective
 from pipelines.perturbations.base import DamageRequest, Regions
-from pipelines.recipe import Stage
-from pipelines.rollout import Choose, Damage, Drop, Sample
+from pipelines.programs.choosing import Choose
+from pipelines.programs.damaging import Damage
+from pipelines.programs.sampling import Sample
+from pipelines.recipe import Recipe, Stage
+from pipelines.rewards.clock import Clock
+from pipelines.rollout import Draft, Drop, Probe, Step, Tools
+from pipelines.schedules import EasyToHard, Thirds
 from pipelines.settings import Settings
 from pipelines.types import (
+    NEVER_STALE,
     Behaviour,
+    Candidate,
+    Comparison,
     Fault,
     Lease,
     Media,
@@ -30,12 +40,14 @@ from pipelines.types import (
     Message,
     Op,
     Part,
+    Preference,
     Prompt,
     Receipt,
     Response,
     Rollout,
     Score,
 )
+from tests.actors.ledger_calls import sizes
 
 
 @dataclass(frozen=True)
@@ -50,7 +62,7 @@ class Blacken:
 class Corner:
     """Finds the corner when the answer speaks of it."""
 
-    def __call__(self, media: Media, answer: str, gold: Any) -> Regions | None:
+    def __call__(self, media: Media, answer: str, gold: Any, seed: int) -> Regions | None:
         mask = np.zeros(media.payload.shape[:2], bool)
         mask[0, 0] = True
         return Regions(mask=mask) if "corner" in answer else None
@@ -67,9 +79,8 @@ class Source:
             raise BadRow("data.jsonl:7", "image 1", "nothing", "a picture")
         picture = Media(kind="image", space="rgb8", payload=np.full((2, 2, 3), 9, np.uint8))
         parts = (Part(kind="image", digest=picture.digest), Part(kind="text", text="describe"))
-        prompt = Prompt(
-            id=row["id"], messages=(Message(role="user", parts=parts),), gold={"row": row["value"]}
-        )
+        gold = row["value"] if isinstance(row["value"], dict) else {"row": row["value"]}
+        prompt = Prompt(id=row["id"], messages=(Message(role="user", parts=parts),), gold=gold)
         return prompt, {picture.digest: picture}
 
 
@@ -79,8 +90,12 @@ class Generator:
     version: int = 3
     error: Exception | None = None
     calls: list[tuple[str, int, int]] = field(default_factory=list)
+    asked: list[dict[str, Any]] = field(default_factory=list)
 
-    async def sample(self, prompt: Prompt, media: MediaTable, n: int, seed: int) -> tuple[Rollout, ...]:
+    async def sample(
+        self, prompt: Prompt, media: MediaTable, n: int, seed: int, **asked: Any
+    ) -> tuple[Rollout, ...]:
+        self.asked.append(asked)
         self.calls.append((prompt.id, n, seed))
         if self.error is not None:
             raise self.error
@@ -89,6 +104,21 @@ class Generator:
         )
         answers = [Response(tokens=(i, 2), text=text, finished=i != 2) for i, text in enumerate(self.texts)]
         return tuple(Rollout(prompt=prompt, response=answer, behaviour=behaviour) for answer in answers)
+
+    async def probe(
+        self, prompt: Prompt, media: MediaTable, responses: Any, *, attention: bool = False
+    ) -> tuple[Probe, ...]:
+        """One nat per token and character."""
+        return tuple(
+            Probe(logps=tuple(-float(len(r.text)) for _ in r.tokens), top=r.tokens, version=self.version)
+            for r in responses
+        )
+
+    async def encode(self, text: str, origin: str) -> Response:
+        return Response(tokens=(*range(3, 3 + len(text.split())), 2), text=text, origin=origin)
+
+    async def decode(self, tokens: Any) -> str:
+        return " ".join(map(str, tokens))
 
 
 VALUES = {"bad": -1.0, "good corner": 2.0, "good": 2.0, "fair": 0.5}
@@ -107,14 +137,16 @@ STAGE = Stage(
 
 
 def ledger() -> Ledger:
-    return Ledger("run", 1, 1, 1, 5, 10)
+    return Ledger("run", 1, sizes(1, 1, 5, 10))
 
 
 def scorer(
     books: Any, generators: list[Any], judge: Any = reward, stage: Stage = STAGE, **more: Any
 ) -> Scorer:
     settings = Settings.model_validate({"rollout": {"reward_timeout_s": 1}})
-    return Scorer(stage, settings, Source(), generators, more.get("perturbers", [Perturber()]), books, judge)
+    recipe = Recipe(name="test", paper="", source="", stages=(stage, *more.get("later", ())))
+    perturbers = more.get("perturbers", [Perturber()])
+    return Scorer(recipe, settings, Source(), generators, perturbers, books, judge, more.get("editor"))
 
 
 def produce(books: Ledger, *args: Any, parcel: Any = ((0, None),), generator: int = 0, **more: Any) -> Any:
@@ -208,7 +240,8 @@ def wrong_type(prompt: Prompt, response: Response) -> Any:
 
 
 @pytest.mark.parametrize(
-    ("broken", "why"), [(raises, "KeyError: 'colour'"), (wrong_type, "returned float, not a Score")]
+    ("broken", "why"),
+    [(raises, "reward_raised: KeyError: 'colour'"), (wrong_type, "reward_returned: float, expected a Score")],
 )
 def test_a_reward_that_fails_is_missing_never_zero(broken: Any, why: str) -> None:
     books = ledger()
@@ -290,10 +323,10 @@ def test_both_answers_of_an_edge_share_one_version() -> None:
 def test_answers_of_two_versions_are_dropped_by_name() -> None:
     @dataclass
     class Torn(Generator):
-        async def sample(self, prompt: Prompt, media: MediaTable, n: int, seed: int) -> tuple[Rollout, ...]:
-            older = await Generator.sample(self, prompt, media, n, seed)
+        async def sample(self, *args: Any, **asked: Any) -> tuple[Rollout, ...]:
+            older = await Generator.sample(self, *args, **asked)
             self.version += 1
-            return (older[0], *(await Generator.sample(self, prompt, media, n, seed))[1:])
+            return (older[0], *(await Generator.sample(self, *args, **asked))[1:])
 
     assert produce(ledger(), [Torn()]).dropped == "mixed_versions"
 
@@ -333,11 +366,152 @@ def test_work_goes_to_the_perturber_with_the_fewest_calls() -> None:
     assert taken == [0, 1, 0, 1, 1]
 
 
+def edge_between(first: Behaviour | None, second: Behaviour | None, same: bool = False) -> Comparison:
+    prompt = Prompt(id="p", messages=())
+    answers = (Response(tokens=(1,), text="a"), Response(tokens=(2,), text="b"))
+    cells = (
+        Candidate(prompt=0, response=0, role="w", behaviour=first),
+        Candidate(prompt=0, response=0 if same else 1, role="l", behaviour=second),
+    )
+    edge = Preference(name="text", winner=0, loser=1)
+    return Comparison(id="c", prompts=(prompt,), responses=answers, candidates=cells, preferences=(edge,))
+
+
+def at(version: int, stream: str = "policy") -> Behaviour:
+    return Behaviour(stream=stream, decoder={}, oldest=version, newest=version, logps=())
+
+
+def test_gold_answers_other_streams_and_one_answer_under_two_prompts_may_be_of_any_version() -> None:
+    exempt = [(at(1), None), (at(1), at(2, "reference")), (at(1, "mixture"), at(2, "mixture"))]
+    check_versions([edge_between(*pair) for pair in exempt])
+    check_versions([edge_between(at(1), at(2), same=True)])
+    with pytest.raises(Drop, match="mixed_versions"):
+        check_versions([edge_between(at(1), at(2))])
+
+
+@dataclass(frozen=True)
+class Everything(Step):
+    """Uses every tool once."""
+
+    @property
+    def makes(self) -> frozenset[str]:
+        return frozenset("ygm")
+
+    async def __call__(self, draft: Draft, tools: Tools, seed: int) -> Draft:
+        x = draft.prompt
+        drawn = await tools.sample(x, draft.media, 1, seed, decoder=Contrast(), prefix=[7])
+        scores = await tools.score(drawn, draft.media)
+        gold = await tools.encode("good", "gold")
+        edited = await tools.edit(Rollout(prompt=x, response=gold), "shout", seed, draft.media)
+        shouted = await tools.encode(edited, "edited")
+        [probe] = await tools.probe(x, draft.media, [shouted])
+        foreign = await tools.foreign()
+        names = {"text": await tools.decode([5, 6]), "foreign": foreign.prompt.id if foreign else "none"}
+        draft = draft.with_rollouts("y", drawn[:1], scores[:1])
+        draft = draft.with_rollouts("g", [Rollout(prompt=x, response=shouted)])
+        marked = replace(x, origin="/".join(names.values()))
+        return replace(draft.with_prompt("m", marked), facts={"surprise": -sum(probe.logps)})
+
+
+class Shout:
+    async def __call__(self, text: str, kind: str, gold: Any, seed: int) -> str:
+        return f"{text} {kind}".upper()
+
+
+EVERYTHING = Stage(
+    rollout=Everything(), compare=Cells({"y": "y@x", "g": "g@m"}), objective=Objective(()), order=Thirds(2)
+)
+
+
+def test_a_program_reaches_every_tool_and_its_facts_are_logged() -> None:
+    books, generator = ledger(), Generator()
+    made = scorer(books, [generator], stage=EVERYTHING, editor=Shout())
+
+    async def main() -> list[Any]:
+        for cursor in range(2):
+            lease = await books.issue(f"p{cursor}", 0, cursor, 0)
+            assert lease is not None
+            assert (await made.produce(lease, [(cursor, None)])).accepted
+        return [(await books.pull(1, 1, 0, 1)).groups[0], (await books.trained(1, 1, {}))]
+
+    [first, _] = asyncio.run(main())
+    second = asyncio.run(books.pull(1, 2, 0, 1)).groups[0]
+    assert generator.asked[0] == {"decoder": Contrast(), "prefix": (7,)}
+    [comparison] = first.comparisons
+    assert [r.text for r in comparison.responses] == ["bad", "GOOD SHOUT"]
+    assert comparison.prompts[-1].origin == "5 6/none"
+    assert second.comparisons[0].prompts[-1].origin == "5 6/row-0"  # the answer to the prompt before
+    # "GOOD SHOUT": 3 tokens, 10 characters each
+    assert first.facts["program/surprise"] == 30.0
+    sampled, edited = comparison.candidates
+    assert sampled.sampled_under == comparison.prompts[0].digest and edited.sampled_under is None
+
+
+@dataclass(frozen=True)
+class OfData(Step):
+    @property
+    def makes(self) -> frozenset[str]:
+        return frozenset("yx")
+
+    async def __call__(self, draft: Draft, tools: Tools, seed: int) -> Draft:
+        gold = Rollout(prompt=draft.prompt, response=await tools.encode("good", "gold"))
+        return draft.with_rollouts("y", [gold]).with_rollouts("g", [gold])
+
+
+def test_a_group_that_nobody_sampled_never_gets_stale_and_a_lease_says_which_stage_runs() -> None:
+    books = Ledger("run", 1, sizes(1, 1, 0, 1, 2))
+    offline = replace(EVERYTHING, rollout=OfData(), compare=Cells({"y": "y@x"}))
+    made = scorer(books, [Generator()], stage=EVERYTHING, later=(offline,), editor=Shout())
+    lease = Lease(group="g", fence=1, cursor=0, seed=0, generator=0, stage=1)
+    group, _ = asyncio.run(made._group(lease, [(0, None)]))
+    assert group.version == NEVER_STALE and [c.stage for c in group.comparisons] == [1]
+    group, _ = asyncio.run(made._group(replace(lease, stage=0), [(0, None)]))
+    assert group.version == 3 and [c.stage for c in group.comparisons] == [0]
+
+
+def test_rewards_see_the_step_that_a_group_is_for() -> None:
+    @dataclass(frozen=True)
+    class Scaled:
+        scale: Any
+
+        def __call__(self, prompt: Prompt, response: Response) -> Score:
+            return Score(value=self.scale)  # a number by then
+
+    for step, expected in ((4, 1.0), (5, 10.0)):
+        tools = GroupTools(Generator(), Pool([]), Scaled(Clock({0: 1.0, 5: 10.0})), Shout(), step)
+        [score] = asyncio.run(tools.score([Rollout(prompt=Prompt(id="p", messages=()), response=GOLD)], {}))
+        assert score.value == expected
+
+
+GOLD = Response(tokens=(1,), text="good")
+
+
 def test_a_survey_measures_disagreement_and_tries_another_generator() -> None:
     broken = Generator(error=RuntimeError("dead"))
     agreed, split = Generator(texts=("A dog.", "a dog")), Generator(texts=("a", "b"))
-    survey = lambda *generators: asyncio.run(scorer(ledger(), list(generators)).survey([(0, None)], 2, 0, 0))  # noqa: E731
+
+    def survey(*generators: Generator) -> float:
+        return asyncio.run(scorer(ledger(), list(generators)).survey([(0, None)], Thirds(2), 0, 0))
+
     assert survey(agreed) == 0.0
     assert survey(broken, split) == pytest.approx(np.log(2))
     with pytest.raises(RoleFailed, match=r"row-0.*dead"):
         survey(broken)
+
+
+def test_a_survey_by_gaps_and_strength() -> None:
+    """Best 2 minus worst -1; log p("a") + 2 log p("bcd")... one nat per token and character, 2 tokens each:
+    -2 * 1 - (-2 * 3) = 4; strength 8. Difficulty falls with each."""
+
+    def difficulty(order: EasyToHard, row: Any = None, judge: Any = reward) -> float:
+        made = scorer(ledger(), [Generator()], judge)
+        return asyncio.run(made.survey([(0, row)], order, 0, 0))
+
+    assert difficulty(EasyToHard(3, "score_gap")) == -3.0
+    row = {"chosen": "a", "rejected": "bcd", "strength": 8}
+    assert difficulty(EasyToHard(0, "reference_gap"), row) == -4.0
+    assert difficulty(EasyToHard(0, "strength"), row) == -8.0
+    with pytest.raises(RoleFailed, match="no column 'strength'; it has"):
+        difficulty(EasyToHard(0, "strength"))
+    with pytest.raises(RoleFailed, match="0 of 3 scores; reward_raised: KeyError"):
+        difficulty(EasyToHard(3, "score_gap"), judge=raises)

@@ -14,7 +14,7 @@ from safetensors.numpy import load_file
 from pipelines.report.audit import recount
 from pipelines.worlds.glyphs import BASE_MODEL
 
-STEPS = 10
+STEPS, BOUNDARY = 10, 5
 GROUPS = 7
 
 
@@ -67,9 +67,40 @@ def test_comparisons_are_conserved(shared_run):
 
 def test_an_independent_log_recounts_the_same(shared_run, trained):
     assert recount(shared_run.folder)["discrepancies"] == []
-    groups = Counter((row["step"], row["group"]) for row in trained)
+    groups = Counter((row["step"], row["group"]) for row in trained if row["use"] == 1)
     assert len(groups) == STEPS * GROUPS
     assert len({group for _, group in groups}) == STEPS * GROUPS, "a group was trained in two steps"
+
+
+def test_stages_follow_each_other_and_their_groups_do_not_mix(shared_run, metrics, trained):
+    assert [record["stage"] for record in metrics] == [int(step > BOUNDARY) for step in range(1, STEPS + 1)]
+    assert all(row["stage"] == int(row["step"] > BOUNDARY) for row in trained)
+    started = {row["group"]: row["stage"] for row in trained}
+    assert all(row["stage"] == started[row["group"]] for row in trained)
+    first = [row["version_oldest"] for row in trained if row["stage"] == 1 and row["use"] == 1]
+    assert min(first) >= BOUNDARY, "a group of the second stage was sampled before the first one ended"
+
+
+def test_comparisons_come_up_again_as_the_stages_say(shared_run, trained):
+    steps = [[row for row in trained if row["step"] == step] for step in range(1, STEPS + 1)]
+    fresh = [{row["comparison"] for row in rows if row["use"] == 1} for rows in steps]
+    again = [{row["comparison"] for row in rows if row["use"] > 1} for rows in steps]
+    assert not again[0] and again[1:BOUNDARY] == fresh[: BOUNDARY - 1]  # each twice, over the resume as well
+    assert not again[BOUNDARY]
+    # 7 fresh ones and 0.25 / 0.75 * 7, rounded, make a quarter
+    assert [len(found) for found in again[BOUNDARY + 1 :]] == [2] * (STEPS - BOUNDARY - 1)
+    for step in range(BOUNDARY + 1, STEPS):
+        assert again[step] <= set().union(*fresh[BOUNDARY:step])
+
+
+def test_a_resumed_run_keeps_the_order_of_its_prompts(shared_run, events):
+    [survey] = [event for event in events if event["event"] == "survey"]
+    order = json.loads((shared_run.folder / "order.json").read_text())
+    assert list(order) == ["0"] and order["0"]["start"] == 0
+    assert sorted(order["0"]["order"]) == list(range(BOUNDARY * GROUPS))
+    ranked = [survey["difficulty"][place] for place in order["0"]["order"]]
+    third = len(ranked) // 3
+    assert max(ranked[:third]) <= min(ranked[2 * third + 1 :])
 
 
 def test_every_weight_version_is_proved_by_every_generator(shared_run, events):

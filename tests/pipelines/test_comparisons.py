@@ -69,7 +69,9 @@ def test_nothing_but_absent_optional_edges_gives_no_comparison() -> None:
 
 
 def test_a_required_edge_must_have_its_cells() -> None:
-    with pytest.raises(ValueError, match=r"group g: the edge 'media' needs the cell 'w@m'.*prompts \['x'\]"):
+    with pytest.raises(
+        ValueError, match=r"comparison g/0: the edge 'media' needs the cell 'w@m'.*prompts \['x'\]"
+    ):
         Edges(BOTH)("g", draft(damaged=False))
     with pytest.raises(ValueError, match=r"needs the cell 'f@x'.*responses \['l', 'w'\]"):
         Edges({"text": ("w@x", "f@x")})("g", draft())

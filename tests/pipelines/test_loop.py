@@ -12,7 +12,7 @@ import pytest
 
 from actors.generator import ForbiddenToken, PromptMismatch, Quarantined
 from actors.ledger import Ledger
-from pipelines.admission import Admission
+from pipelines.admission import Admission, Stretch
 from pipelines.loop import Limits, LocalProducer, RoleFailed, RunFailed, drive
 from pipelines.types import (
     Candidate,
@@ -72,14 +72,13 @@ class World:
     rows: int | None = None
     generators: int = 2
     seed: int = 0
+    ends: tuple[int, ...] = ()  # last steps of the stages before the last one
     settings: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        sizes = dict(
-            max_lag=self.lag, sync_every=self.sync_every, groups_per_step=self.groups, max_steps=self.steps
-        )
-        self.admission = Admission(**sizes)
-        self.ledger = Ledger("run", 1, **sizes, wait_s=5, **self.settings)
+        stages = tuple(Stretch(last=last, max_lag=self.lag) for last in (*self.ends, self.steps))
+        self.admission = Admission(sync_every=self.sync_every, groups_per_step=self.groups, stages=stages)
+        self.ledger = Ledger("run", 1, self.admission, wait_s=5, **self.settings)
         self.prompts = Prompts(self.rows)
         self.fleet = Fleet(dict.fromkeys(range(self.generators), 0))
         self.random = random.Random(self.seed)
@@ -117,9 +116,10 @@ class World:
             self.events.append(("train", step))
             await self.nap()
             await self.ledger.trained(1, step, {})
-            if step % self.sync_every == 0:
-                await self.ledger.published(step // self.sync_every)
-                tasks.append(asyncio.create_task(self.sync(step // self.sync_every)))
+            if self.admission.publishes(step):
+                number = self.admission.due(step + 1)
+                await self.ledger.published(number)
+                tasks.append(asyncio.create_task(self.sync(number)))
         await asyncio.gather(*tasks)
 
     async def sync(self, number: int) -> None:
@@ -127,9 +127,15 @@ class World:
             await self.nap()
             self.fleet.proved[generator] = max(number, self.fleet.proved[generator])
 
-    def drive(self, work: Any = None, limits: Limits = FAST) -> Any:
+    async def drive(self, work: Any = None, limits: Limits = FAST) -> None:
+        """Stage by stage, as a run does; prompts that a stage took and did not issue are taken again."""
         producer = LocalProducer(work or self.produce, timeout_s=2)
-        return drive(self.prompts, producer, self.ledger, self.fleet, self.admission, self.stop, limits)
+        roles = (self.prompts, producer, self.ledger, self.fleet, self.admission, self.stop, limits)
+        for stage in range(len(self.admission.stages)):
+            self.prompts.cursor = (await self.ledger.state()).cursor
+            await drive(*roles, stage)
+            if stage + 1 < len(self.admission.stages) and not self.stop.is_set():
+                self.events.append(("stage over", stage))
 
     async def run(self, work: Any = None, limits: Limits = FAST) -> dict[str, Any]:
         await asyncio.wait_for(asyncio.gather(self.learn(), self.drive(work, limits)), 20)
@@ -150,6 +156,48 @@ def test_nothing_is_trained_above_the_lag(seed: int, lag: int, sync_every: int) 
     assert len(world.log) == len({group for _, group, _ in world.log}) == 7 * 4 == counts["trained"]
     assert counts["issued"] == counts["trained"] + sum(counts["dropped"].values())
     assert counts["leased"] == counts["buffered"] == counts["sealed"] == counts["released"] == 0
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize(("lag", "sync_every"), [(0, 1), (2, 1), (5, 3)])
+def test_nothing_of_a_stage_is_issued_before_the_version_that_ends_the_one_before(
+    seed: int, lag: int, sync_every: int
+) -> None:
+    world = World(lag=lag, sync_every=sync_every, seed=seed, ends=(2, 3), steps=7)
+    tried: Counter[int] = Counter()
+
+    async def flaky(lease: Lease, parcel: Any) -> Receipt | Fault:
+        tried[lease.cursor] += 1
+        if lease.cursor % 5 == 0 and tried[lease.cursor] == 1:
+            raise RoleFailed("generator_died", "generator", "node a")
+        if lease.cursor % 7 == 0:
+            world.leases.append(lease)
+            return await world.ledger.accept(world.group(lease, 0, dropped="tie"))
+        return await world.produce(lease, parcel)
+
+    counts = run(world, flaky)
+    stage_of = {lease.group: lease.stage for lease in world.leases}
+    for step, group, version in world.log:
+        stage = world.admission.stage_at(step)
+        assert stage_of[group] == stage and version >= world.admission.due(world.admission.first(stage))
+    assert Counter(step for step, _, _ in world.log) == dict.fromkeys(range(1, 8), 4)
+    assert [event for event in world.events if event[0] != "train" or event[1] in (2, 3)] == [
+        ("train", 2),
+        ("stage over", 0),
+        ("train", 3),
+        ("stage over", 1),
+    ]
+    cursors = sorted({lease.cursor for lease in world.leases})
+    assert cursors == list(range(len(cursors)))  # no prompt is passed over between stages
+    assert counts["dropped"].keys() <= {"tie", "end_of_run"}
+    assert [lease.stage for lease in world.leases] == sorted(lease.stage for lease in world.leases)
+
+
+def test_the_data_may_end_before_the_stages_do() -> None:
+    world = World(rows=10, ends=(4,), steps=50, groups=4)
+    counts = run(world)
+    assert Counter(step for step, _, _ in world.log) == {1: 4, 2: 4, 3: 2}
+    assert counts["issued"] == counts["trained"] == 10
 
 
 def test_strictly_on_policy_never_overlaps_two_steps() -> None:
@@ -340,7 +388,7 @@ def test_a_resumed_run_skips_what_is_settled_and_trains_the_rest_once() -> None:
     run(first)
     snapshot = asyncio.run(first.ledger.snapshot(2))
     second = World(steps=3, seed=2)
-    second.ledger = Ledger("run", 2, 4, 1, 1, 3, wait_s=5)
+    second.ledger = Ledger("run", 2, first.admission, wait_s=5)
     second.fleet.proved = {0: 2, 1: 2}
 
     async def resume() -> None:

@@ -13,7 +13,10 @@ from hypothesis import strategies as st
 
 from pipelines.perturbations.crop import Crop
 from pipelines.perturbations.diffuse import Diffuse
-from pipelines.rollout import Choose, Damage, Draft, Drop, Pipe, Sample, Step, Tools, derived_seed
+from pipelines.programs.choosing import Choose
+from pipelines.programs.damaging import Damage
+from pipelines.programs.sampling import Sample
+from pipelines.rollout import Draft, Drop, Pipe, Step, Tools, derived_seed
 from pipelines.types import Media, Op, Score
 
 MakeDraft = Callable[..., Draft]
@@ -29,7 +32,8 @@ def test_sample_scores_every_response(make_draft: MakeDraft, make_tools: MakeToo
     draft = run(Sample(2), make_draft(), tools)
     assert tools.asked == [2]
     assert len(draft.rollouts) == 2
-    assert [score.value for score in draft.scores] == [1.0, 0.0]
+    assert [score.value for score in draft.scores if score is not None] == [1.0, 0.0]
+    assert draft.sets == {"y": (0, 1)} and draft.chosen == {}
 
 
 def test_a_scorer_that_loses_a_score_is_an_error(make_draft: MakeDraft, make_tools: MakeTools) -> None:
@@ -40,7 +44,9 @@ def test_a_scorer_that_loses_a_score_is_an_error(make_draft: MakeDraft, make_too
 def chosen(scores: list[float | None], min_gap: float = 0.0) -> dict[str, int]:
     """What `Choose` picks among responses with these scores."""
     made = tuple(Score(value=None, missing="no verdict") if s is None else Score(value=s) for s in scores)
-    draft = asyncio.run(Choose(min_gap)(Draft(prompts={}, media={}, scores=made), None, 0))  # type: ignore[arg-type]
+    members = {"y": tuple(range(len(made)))}
+    before = Draft(prompts={}, media={}, scores=made, sets=members)
+    draft = asyncio.run(Choose(min_gap)(before, None, 0))  # type: ignore[arg-type]
     return dict(draft.chosen)
 
 
@@ -131,7 +137,7 @@ def test_without_media_or_effect_required_damage_drops(make_draft: MakeDraft, ma
 
 
 def test_a_selector_needs_a_chosen_answer(make_draft: MakeDraft, make_tools: MakeTools) -> None:
-    step = Damage("m", Diffuse(500), lambda media, answer, gold: None)
+    step = Damage("m", Diffuse(500), lambda media, answer, gold, seed: None)
     with pytest.raises(ValueError, match=r"Damage\('m'\) reads 'w', which no earlier step chose"):
         run(step, make_draft(), make_tools())
     assert "m" in run(Choose() >> step, run(Sample(2), make_draft(), make_tools()), make_tools()).prompts

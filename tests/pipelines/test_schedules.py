@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipelines.schedules import InOrder, Thirds, meaning, semantic_entropy
+from pipelines.schedules import EasyToHard, HardToEasy, InOrder, Thirds, meaning, semantic_entropy
 
 
 @given(st.lists(st.floats(0, 3), max_size=40))
@@ -22,6 +23,28 @@ def test_thirds_are_a_permutation_from_easy_to_hard(difficulty: list[float]) -> 
     for easier, harder in ((0, 1), (1, 2), (0, 2)):
         if parts[easier] and parts[harder]:
             assert max(difficulty[i] for i in parts[easier]) <= min(difficulty[i] for i in parts[harder])
+
+
+@given(st.lists(st.floats(0, 5), max_size=40), st.integers(1, 6))
+def test_a_curriculum_by_gaps_holds_the_pooled_prompts_with_gaps_that_never_grow(
+    gaps: list[float], parts: int
+) -> None:
+    """The same prompts as in pooled order, and no gap of a part is larger than one of the part before."""
+    order = EasyToHard(key="score_gap", parts=parts)
+    ranked = order.ranked([-gap for gap in gaps])
+    assert len(ranked) == parts and sorted(p for part in ranked for p in part) == InOrder()(gaps)
+    assert [p for part in ranked for p in part] == order([-gap for gap in gaps])
+    found = [[gaps[p] for p in part] for part in ranked if part]
+    assert all(min(before) >= max(after) for before, after in itertools.pairwise(found))
+    assert HardToEasy(key="score_gap", parts=parts).ranked([-gap for gap in gaps]) == ranked[::-1]
+
+
+def test_a_curriculum_refuses_what_makes_no_parts() -> None:
+    with pytest.raises(ValueError, match="at least 1, got 0"):
+        EasyToHard(parts=0)
+    with pytest.raises(ValueError, match=r"HardToEasy\(samples"):
+        HardToEasy(samples=1, key="score_gap")
+    assert EasyToHard(samples=0, key="strength").key == "strength"
 
 
 def test_thirds_golden() -> None:
@@ -38,7 +61,7 @@ def test_thirds_refuse_what_they_cannot_rank() -> None:
 
 def test_in_order() -> None:
     assert InOrder()([3.0, 1.0, 2.0]) == [0, 1, 2]
-    assert InOrder().samples == 0
+    assert InOrder().samples == 0 and InOrder().key is None
 
 
 @given(st.integers(1, 12))

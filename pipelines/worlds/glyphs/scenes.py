@@ -139,7 +139,7 @@ def _draw(scan: int, size: int, turn: float) -> NDArray[np.uint8]:
     return brightness
 
 
-def _place(rng: np.random.Generator, split: Split, kind: Kind, cell: int) -> Glyph:
+def place_glyph(rng: np.random.Generator, split: Split, kind: Kind, cell: int) -> Glyph:
     """Choose scan, size, turn and position of one object."""
     scan = int(rng.choice(scans_of(split, kind[0])))
     size = int(rng.integers(_GLYPH_SIZES[0], _GLYPH_SIZES[1] + 1))
@@ -164,7 +164,7 @@ def make_scene(split: Split, index: int, seed: int) -> Scene:
         kind = KINDS[int(rng.choice(len(KINDS), p=_KIND_PROBABILITY))]
         while split == "train" and is_held_out_combination(*kind, cell):
             kind = KINDS[int(rng.choice(len(KINDS), p=_KIND_PROBABILITY))]
-        objects.append(_place(rng, split, kind, cell))
+        objects.append(place_glyph(rng, split, kind, cell))
     return Scene(id=f"glyphs-{split}-{seed}-{index}", objects=tuple(objects))
 
 

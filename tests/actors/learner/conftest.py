@@ -2,10 +2,27 @@ from __future__ import annotations
 
 import importlib.util
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
+
+from pipelines.settings import LearnerSettings
+
+Make = Callable[..., Any]
+
+
+@pytest.fixture
+def make(model: Path, cases: ModuleType) -> Make:
+    """A learner with small settings; keyword arguments change them."""
+
+    def build(recipe: Any = None, **changes: Any) -> Any:
+        sizes: dict[str, Any] = {"zero_stage": 0, "micro_batch": 3, "warmup_steps": 0, "lr": 1e-3, **changes}
+        return cases.Recording(model, LearnerSettings(**sizes), recipe or cases.recipe(), seed=1)
+
+    return build
 
 
 @pytest.fixture(scope="session")

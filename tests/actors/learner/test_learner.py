@@ -14,24 +14,12 @@ from safetensors.numpy import load_file
 
 from actors.learner import Learner, NotFinite
 from actors.sight import BlindLearner, SightMismatch
-from pipelines.objectives.base import Loss, Reads, Term
+from pipelines.objectives.base import Reads, Term, per_comparison
+from pipelines.objectives.pair import Pair
 from pipelines.settings import LearnerSettings, LoraSettings
 from pipelines.types import Canary, Group, Response
 
 Make = Callable[..., Any]
-
-
-@pytest.fixture
-def make(model: Path, cases: ModuleType) -> Make:
-    """A learner with small settings; keyword arguments change them."""
-
-    def build(objective: Any = None, **changes: Any) -> Any:
-        settings = LearnerSettings(
-            **{"zero_stage": 0, "micro_batch": 3, "warmup_steps": 0, "lr": 1e-3, **changes}
-        )
-        return cases.Recording(model, settings, objective or cases.objective(), seed=1)
-
-    return build
 
 
 def _plain_gradients(model: Path, groups: list[Group], processing: Any) -> dict[str, np.ndarray]:
@@ -145,6 +133,18 @@ def test_a_step_without_comparisons_changes_nothing(make: Make) -> None:
     assert all(np.array_equal(before[name], value) for name, value in learner.export().items())
 
 
+def test_a_step_whose_comparisons_say_nothing_to_the_objective_changes_nothing(
+    make: Make, cases: ModuleType
+) -> None:
+    """Not even by momentum: its terms read media edges, and no prompt has an image."""
+    learner = make(cases.recipe(cases.stage(Pair("media"))))
+    learner.train_step([cases.group(1)], 1, 1)
+    before = learner.export()
+    result = learner.train_step([cases.group(1, images=False)], 1, 2)
+    assert not result.applied and result.margins == ({},)
+    assert all(np.array_equal(before[name], value) for name, value in learner.export().items())
+
+
 # -- sight --------------------------------------------------------------------------------------------------
 
 
@@ -217,27 +217,31 @@ def test_an_answer_with_a_placeholder_is_refused(make: Make, cases: ModuleType) 
 class Broken(Term):
     """A term whose value is `factor` times the policy's log-probability."""
 
+    on: str = "text"
     factor: float = math.inf
 
-    def __call__(self, reads: Reads) -> Loss:
-        table = reads.edges[self.edge]
-        value = reads.logps["policy"].new_zeros(reads.size)
-        value = value.index_add(0, table.owner, reads.logps["policy"][table.winner] * self.factor)
-        return Loss(value=value, weight=torch.ones(reads.size))
+    def weight(self, reads: Reads) -> torch.Tensor:
+        return torch.ones(reads.size)
+
+    def value(self, reads: Reads) -> torch.Tensor:
+        table = reads.edges[self.on]
+        return per_comparison(reads.logps["policy"][table.winner] * self.factor, table.owner, reads.size)
 
 
 @pytest.mark.parametrize("stage", [0, 2, 3])
 def test_steps_that_are_not_finite_change_nothing_and_end_the_run_after_three(
     stage: int, make: Make, cases: ModuleType
 ) -> None:
-    learner = make(objective=1.0 * Broken("text"), zero_stage=stage)
+    learner = make(cases.recipe(cases.stage(Broken("text"))), zero_stage=stage)
     before = learner.export()
     for step in (1, 2, 3):
         result = learner.train_step([cases.group(1)], 1, step)
         assert not result.applied
         assert "loss" not in result.metrics and result.metrics["skipped_steps"] == step
+        named = "comparison group-1/0, prompt 'row-1': the term broken_text is -inf"
+        assert result.bad == (named,) and result.metrics["bad_numbers"] == 1
     assert all(np.array_equal(before[name], value) for name, value in learner.export().items())
-    with pytest.raises(NotFinite, match="4 steps in a row"):
+    with pytest.raises(NotFinite, match=r"4 steps in a row.*The first: comparison group-1/0, prompt 'row-1'"):
         learner.train_step([cases.group(1)], 1, 4)
 
 
@@ -263,7 +267,7 @@ def test_bfloat16_travels_as_its_bits(make: Make, cases: ModuleType) -> None:
     tensors = learner.export()
     assert {str(array.dtype) for array in tensors.values()} == {"uint16"}
     assert {digest.dtype for digest in learner.manifest(tensors).values()} == {"bfloat16"}
-    rotary = [b for name, b in learner._model.named_buffers() if "inv_freq" in name]
+    rotary = [b for name, b in learner.policy.model.named_buffers() if "inv_freq" in name]
     assert rotary and all(buffer.dtype == torch.float32 for buffer in rotary)
 
 
@@ -316,11 +320,11 @@ def test_a_saved_checkpoint_loads_anywhere_and_trains_on(
     learner.save(tmp_path)
     loaded = AutoModelForImageTextToText.from_pretrained(tmp_path)
     assert AutoProcessor.from_pretrained(tmp_path).chat_template
-    inside = dict(learner._model.named_parameters())
+    inside = dict(learner.policy.model.named_parameters())
     assert all(torch.equal(value, inside[name]) for name, value in loaded.named_parameters())
     tensors = learner.export()
     assert all(np.array_equal(tensors[k], v) for k, v in load_file(tmp_path / "model.safetensors").items())
-    Learner(tmp_path, learner.settings, cases.objective()).train_step([cases.group(1)], 1, 1)
+    Learner(tmp_path, learner.settings, cases.recipe()).train_step([cases.group(1)], 1, 1)
 
 
 # -- adapter ------------------------------------------------------------------------------------------------
@@ -375,7 +379,7 @@ def test_a_text_only_model_trains(model: Path, cases: ModuleType, tmp_path: Path
     Qwen2ForCausalLM(Qwen2Config(vocab_size=118, **sizes, **heads)).save_pretrained(tmp_path)
     for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
         shutil.copy(model / name, tmp_path / name)
-    learner = Learner(tmp_path, LearnerSettings(zero_stage=2, warmup_steps=0, lr=1e-3), cases.objective())
+    learner = Learner(tmp_path, LearnerSettings(zero_stage=2, warmup_steps=0, lr=1e-3), cases.recipe())
     groups = [cases.group(seed, images=False) for seed in (1, 2)]
     first, second = (learner.train_step(groups, 2, step).metrics["loss"] for step in (1, 2))
     assert second < first

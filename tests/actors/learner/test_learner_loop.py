@@ -15,6 +15,7 @@ import pytest
 from actors import checkpoints
 from actors.learner import Learner
 from actors.learner_loop import Loop
+from pipelines.recipe import Extrapolate, Recipe, Refresh
 from pipelines.settings import CheckpointSettings, LearnerSettings, Settings, SyncSettings
 from pipelines.types import Canary, Shard, WeightVersion
 
@@ -60,14 +61,22 @@ def shards(cases: ModuleType) -> dict[int, Shard]:
     return {step: Shard(step=step, stop=False, groups=pair, largest=2) for step, pair in groups.items()}
 
 
-def _loop(model: Path, cases: ModuleType, ports: Ports, run_dir: Path, **state: Any) -> Loop:
+def _loop(
+    model: Path,
+    cases: ModuleType,
+    ports: Ports,
+    run_dir: Path,
+    recipe: Recipe | None = None,
+    settings: Settings = SETTINGS,
+    **state: Any,
+) -> Loop:
     group = cases.group(99)
     comparison = group.comparisons[0]
     canary = Canary(prompt=comparison.prompts[0], media=group.media, tokens=comparison.responses[0].tokens)
     return Loop(
-        learner=Learner(model, SETTINGS.learner, cases.objective(), seed=1),
+        learner=Learner(model, settings.learner, recipe or cases.recipe(), seed=1),
         ports=ports,
-        settings=SETTINGS,
+        settings=settings,
         run_dir=run_dir,
         canaries=[canary],
         attempt=state.pop("attempt", 1),
@@ -193,3 +202,41 @@ def test_stopping_at_once_commits_nothing_new(model: Path, cases: ModuleType, tm
     assert _loop(model, cases, ports, tmp_path).run() == 0
     assert ports.acts == ["publish 0 of step 0", "pull 1"]
     assert checkpoints.newest_verified(tmp_path) is None
+
+
+# -- stages -------------------------------------------------------------------------------------------------
+
+STAGED = SETTINGS.model_copy(
+    update={
+        "learner": SETTINGS.learner.model_copy(update={"steps": 3}),
+        "checkpoint": CheckpointSettings(every=1, keep=3),
+    }
+)
+
+
+@pytest.fixture(scope="module")
+def staged(cases: ModuleType) -> Recipe:
+    """Step 1 belongs to the first stage, steps 2 and 3 to the second, which extrapolates at its end."""
+    first = cases.stage(cases.objective(), then=(Refresh(),))
+    return cases.recipe(first, cases.stage(cases.objective(), share=2.0, then=(Extrapolate(alpha=0.5),)))
+
+
+def test_a_stage_that_ends_publishes_once_and_hands_over(
+    model: Path, cases: ModuleType, shards: dict[int, Shard], staged: Recipe, tmp_path: Path
+) -> None:
+    """`sync.every` is 2: steps 1 and 3 publish because a stage ends there, step 2 because it is due."""
+    ports = Ports(shards)
+    loop = _loop(model, cases, ports, tmp_path / "whole", staged, STAGED)
+    assert loop.run() == 3
+    published = [act for act in ports.acts if act.startswith("publish")]
+    assert published == [f"publish {number} of step {number}" for number in range(4)]
+    assert ports.metrics[1]["margin/text"] == pytest.approx(0, abs=1e-4)  # against the refreshed reference
+    learner = loop.learner
+    assert all(np.array_equal(ports.tensors[-1][name], value) for name, value in learner.export().items())
+
+    second = Ports(shards)
+    again = _loop(model, cases, second, tmp_path / "again", staged, STAGED, attempt=2, step=1)
+    again.learner.load(tmp_path / "whole" / "checkpoints" / "step-1")
+    assert again.run() == 3 and again.learner.stage == 1
+    assert second.acts[:2] == ["publish 1 of step 1", "pull 2"]
+    assert all(np.array_equal(ports.tensors[-1][name], value) for name, value in second.tensors[-1].items())

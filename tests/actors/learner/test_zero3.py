@@ -24,8 +24,9 @@ def spec(tmp_path_factory: pytest.TempPathFactory, model: Path) -> dict[str, Any
         "model": str(model),
         "folder": str(tmp_path_factory.mktemp("ranks")),
         "stages": list(STAGES),
-        "steps": 2,
+        "steps": 3,
         "micro_batch": 2,
+        "logits": 3000,  # the projection to the vocabulary is cut into pieces
         "groups": [[[1, True], [2, True], [3, True]], [[4, False], [5, False]]],
     }
 
@@ -60,8 +61,8 @@ def two_ranks(spec: dict[str, Any]) -> Path:
 
 @pytest.fixture(scope="module")
 def one_rank(spec: dict[str, Any], cases: ModuleType) -> tuple[Any, list[Any]]:
-    """The same five comparisons on one rank, in one micro-batch, without sharding."""
-    return cases.train({**spec, "micro_batch": 5}, 0, 0, 1)
+    """The same five comparisons on one rank, in one micro-batch and one piece, without sharding."""
+    return cases.train({**spec, "micro_batch": 5, "logits": 2**26}, 0, 0, 1)
 
 
 def _largest_error(got: np.ndarray, expected: np.ndarray) -> float:

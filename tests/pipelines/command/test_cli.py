@@ -47,7 +47,7 @@ def test_a_right_run_is_told_what_was_checked(own_run: Callable[..., Path], tmp_
     result = plumbline("validate", own_run(), "--json", tmp_path / "out" / "found.json")
     assert result.exit_code == 0, result.output
     checked = [line.split()[1].rstrip(":") for line in result.stdout.splitlines()]
-    assert checked == ["packages", "recipe", "model", "reward", "data", "resources", "output"]
+    assert checked == ["packages", "recipe", "model", "reward", "data", "media", "resources", "output"]
     assert "2 usable rows" in result.stdout
     found = json.loads((tmp_path / "out" / "found.json").read_text())
     assert [entry["check"] for entry in found] == checked

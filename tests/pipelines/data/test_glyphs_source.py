@@ -57,6 +57,21 @@ def test_gold_names_every_object_with_its_box() -> None:
     assert np.array_equal(picture, Glyphs().image(row))
 
 
+def test_gold_holds_a_recorded_pair() -> None:
+    """`rejected` is the true answer with one false mention: a wrong object more, or a true one spoilt."""
+    source = GlyphsSource(count=40, seed=4, questions=0.25)
+    for _, row in source.rows():
+        prompt, _ = source.prompt(row)
+        assert prompt.gold["chosen"] == prompt.gold["answer"] != prompt.gold["rejected"]
+        right, wrong = (Glyphs().verify(row, prompt.gold[column]) for column in ("chosen", "rejected"))
+        if row["kind"] == "caption":
+            assert (right["wrong"], right["missed"], wrong["wrong"], wrong["malformed"]) == (0, 0, 1, 0)
+        else:
+            assert right["value"] == 1 and wrong["value"] == -1
+    again = source.prompt(row)[0]
+    assert again.gold["rejected"] == prompt.gold["rejected"]
+
+
 def test_held_out_rows_become_prompts_too() -> None:
     row = next(Glyphs().rows("heldout", 1, 9, "random"))
     prompt, _ = GlyphsSource(count=1, seed=0).prompt(row)

@@ -9,7 +9,18 @@ import torch
 
 from pipelines.objectives.base import Reads
 from pipelines.objectives.batch import Table, add_totals, margins, means, tabulate
-from pipelines.types import Candidate, Comparison, Message, Part, Preference, Prompt, Response
+from pipelines.types import (
+    NOT_SCORED,
+    Behaviour,
+    Candidate,
+    Comparison,
+    Message,
+    Part,
+    Preference,
+    Prompt,
+    Response,
+    Score,
+)
 
 
 def prompt(digest: str) -> Prompt:
@@ -43,12 +54,12 @@ def weightless(comparison: Comparison) -> Comparison:
 
 
 def reads_of(table: Table, policy: list[float], reference: list[float]) -> Reads:
-    return Reads(
-        size=table.size,
-        logps={"policy": torch.tensor(policy), "reference": torch.tensor(reference)},
-        lengths=torch.tensor([len(cell.response.tokens) for cell in table.cells]),
-        edges=table.edges,
-    )
+    """Each answer's log-probability is on its first token."""
+    bare = table.reads()
+    tokens = {name: torch.zeros(bare.mask.shape) for name in ("policy", "reference")}
+    for name, values in (("policy", policy), ("reference", reference)):
+        tokens[name][:, 0] = torch.tensor(values)
+    return replace(bare, tokens=tokens)
 
 
 def test_cells_edges_and_owners() -> None:
@@ -129,3 +140,49 @@ def test_a_tie_counts_half_and_padding_does_not_count() -> None:
     assert totals["accuracy/text"] == (0.5, 1.0)
     assert totals["margin/media"] == (0.0, 0.0)
     assert "margin/media" not in means(totals)
+
+
+def test_margins_without_a_reference_are_those_of_the_policy() -> None:
+    table = tabulate([comparison("a", media=False)])
+    reads = reads_of(table, [-1.0, -4.0], [0.0, 0.0])
+    alone = replace(reads, tokens={"policy": reads.tokens["policy"]})
+    assert margins(alone)["margin/text"] == (3.0, 1.0)
+
+
+def test_tokens_that_are_not_scored_are_masked() -> None:
+    """Fed (7, 8, 9), scored on (NOT_SCORED, 8, NOT_SCORED): one token counts, at position 1."""
+    corrupted = Response(tokens=(7, 8, 9), text="", targets=(NOT_SCORED, 8, NOT_SCORED))
+    made = replace(comparison("a", media=False), responses=(corrupted, Response(tokens=(1, 2), text="")))
+    reads = tabulate([made]).reads()
+    assert reads.mask.tolist() == [[False, True, False], [True, True, False]]
+    assert reads.lengths.tolist() == [1, 2]
+
+
+def test_behaviour_is_nan_where_nobody_sampled() -> None:
+    sampled = Behaviour(stream="policy", decoder={}, oldest=0, newest=0, logps=(-0.5, -0.25))
+    made = comparison("a", media=False)
+    first = replace(made.candidates[0], behaviour=sampled)
+    table = tabulate([replace(made, candidates=(first, made.candidates[1]))])
+    rows = table.behaviour()
+    assert rows[0, :2].tolist() == [-0.5, -0.25]
+    assert rows[0, 2:].isnan().all() and rows[1].isnan().all()
+
+
+def test_missing_scores_are_nan_on_either_side() -> None:
+    """A part that only winners have is there, whoever else is in the batch; a missing score is never 0."""
+    made = comparison("a", media=False)
+    scored = replace(made.candidates[0], score=Score(value=1.0, parts={"facts": 0.5}))
+    lost = replace(made.candidates[1], score=Score(value=None, missing="timeout"))
+    table = tabulate([replace(made, candidates=(scored, lost))]).edges["text"]
+    assert table.part("value")[0].tolist() == [1.0] and table.part("value")[1].isnan().all()
+    assert table.part("facts")[0].tolist() == [0.5] and table.part("facts")[1].isnan().all()
+    assert table.part("unheard")[0].isnan().all()
+
+
+def test_spans_have_to_be_on_every_edge_of_a_name() -> None:
+    made = comparison("a", media=False)
+    marked = replace(made.preferences[0], spans={"seg": ((1.0, 0.0), (0.0, 0.0, 1.0))})
+    table = tabulate([replace(made, preferences=(marked,))]).edges["text"]
+    assert [side.tolist() for side in table.spans["seg"]] == [[[1.0, 0.0, 0.0]], [[0.0, 0.0, 1.0]]]
+    with pytest.raises(ValueError, match="annotate all of them"):
+        tabulate([replace(made, preferences=(marked,)), comparison("b", media=False)])

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pipelines.perturbations import grounding
+from pipelines.perturbations import grounding, models
 from pipelines.perturbations.base import DamageRequest, damage
 from pipelines.perturbations.diffuse import Diffuse
 from pipelines.perturbations.grounding import GroundedBoxes, GroundedMasks
@@ -54,7 +54,7 @@ def test_boxes_are_in_pixels_of_the_picture(owlv2: str, picture: Media) -> None:
 
 def test_below_the_threshold_the_whole_picture_is_damaged(detector: str, picture: Media) -> None:
     selector = KeyRegions(GraphRank(), GroundedBoxes(detector, NEVER))
-    assert selector(picture, "a red seven", {}) is None
+    assert selector(picture, "a red seven", {}, 0) is None
     request = DamageRequest(perturbation=Diffuse(500), selector=selector, answer="a red seven", seed=3)
     damaged = damage(picture, request)
     assert damaged.op is not None and damaged.op.params["fallback"] is True
@@ -79,9 +79,9 @@ def test_masks_are_united(sam2: str, picture: Media) -> None:
 
 def test_a_model_is_loaded_once(owlv2: str, picture: Media) -> None:
     grounding.detect(owlv2, picture, ["red"], 0.5)
-    before = grounding._loaded["detector", owlv2]
+    before = models._loaded["detector", owlv2]
     grounding.detect(owlv2, picture, ["seven"], 0.5)
-    assert grounding._loaded["detector", owlv2] is before
+    assert models._loaded["detector", owlv2] is before
 
 
 def test_a_path_without_a_model(tmp_path: object, picture: Media) -> None:
@@ -101,7 +101,7 @@ def test_mfpo_runs_on_models(
     """The method with regions that models find; the record of the damage holds what was found."""
     for params in ({"regions": "grounded"}, {"regions": "masks", "segmenter": sam2}):
         recipe = load("mfpo", {"samples": 2, "detector": owlv2, "threshold": 0.0, **params})
-        done = asyncio.run(recipe.stage.rollout(make_draft(), make_tools(), 17))
+        done = asyncio.run(recipe.stages[0].rollout(make_draft(), make_tools(), 17))
         op = done.media[done.prompts["m"].media[0]].op
         assert op is not None and op.params["fallback"] is False
         assert len(op.params["boxes"]) == len(op.params["scores"]) > 0

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from pipelines.perturbations.keywords import GraphRank
-from pipelines.perturbations.regions import KeyRegions, KnownBoxes, box_mask
+from pipelines.perturbations.keywords import GraphRank, words_of
+from pipelines.perturbations.regions import KeyRegions, KnownBoxes, OneObject, box_mask, spoken_of
 from pipelines.types import Media
 
 SEVEN = {"box": [2, 3, 12, 20], "words": ["red", "seven", "top left"]}
@@ -68,11 +68,36 @@ def test_bad_boxes_are_errors(gold: dict[str, object], message: str, picture: Me
 
 
 def test_key_regions(picture: Media) -> None:
-    regions = KeyRegions(GraphRank(2), KnownBoxes())(picture, "a red seven top left .", GOLD)
+    regions = KeyRegions(GraphRank(2), KnownBoxes())(picture, "a red seven top left .", GOLD, 0)
     assert regions is not None
     assert np.array_equal(regions.mask, box_mask([(2, 3, 12, 20)], picture))
     assert regions.facts == {"keywords": ["seven", "top"], "boxes": [[2.0, 3.0, 12.0, 20.0]]}
 
 
 def test_no_keyword_no_regions(picture: Media) -> None:
-    assert KeyRegions(GraphRank(), KnownBoxes())(picture, "it is .", GOLD) is None
+    assert KeyRegions(GraphRank(), KnownBoxes())(picture, "it is .", GOLD, 0) is None
+
+
+FIVE = {"box": [0, 22, 10, 40], "words": ["green", "five", "top right"]}  # in the picture, not in the answer
+ANSWER = "a blue one bottom right and a red three top right and a red seven top left ."
+
+
+def test_one_object_counts_in_the_order_of_the_answer(picture: Media) -> None:
+    """The answer comes to the one, the three, the seven; 3 counts round to the first. "top right" belongs to
+    the three, which has more words there, so the five is not spoken of.
+    """
+    gold = {"boxes": [SEVEN, THREE, FIVE, ONE]}
+    chosen = [OneObject(which)(picture, ANSWER, gold, 0) for which in range(4)]
+    assert [regions and regions.facts["object"] for regions in chosen] == [3, 1, 0, 3]
+    assert chosen[0] is not None
+    assert np.array_equal(chosen[0].mask, box_mask([(31, 22, 56, 40)], picture))
+    drawn = {OneObject(None)(picture, ANSWER, gold, seed).facts["object"] for seed in range(40)}  # type: ignore[union-attr]
+    assert drawn == {0, 1, 3}
+    assert OneObject()(picture, "nothing to see", gold, 0) is None
+
+
+def test_an_object_may_be_called_by_any_of_its_words() -> None:
+    """Synonyms: "puppy" is the dog; two words far apart still speak of one object."""
+    objects = [frozenset({"cat", "kitten"}), frozenset({"dog", "puppy", "brown"})]
+    assert spoken_of(objects, words_of("a puppy, brown as earth, and a kitten")) == [1, 0]
+    assert spoken_of(objects, []) == []

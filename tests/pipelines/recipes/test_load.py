@@ -17,7 +17,6 @@ def test_available_recipes() -> None:
     assert list(found) == names()
     for summary in found.values():
         assert summary.summary and summary.paper and summary.source
-        assert "arXiv" in summary.paper
         assert load(summary.name, {p.name: p.default for p in summary.parameters}).name == summary.name
     parameters = {p.name: (p.type, p.default) for p in found["mdpo"].parameters}
     assert parameters["samples"] == ("int", 8)
@@ -59,10 +58,10 @@ def test_a_recipe_of_the_user(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         recipe = load("my_recipes:mine", {"k": 5})
     finally:
         sys.modules.pop("my_recipes", None)
-    assert recipe.stage.rollout == load("mdpo", {"samples": 5}).stage.rollout
+    assert recipe.stages[0].rollout == load("mdpo", {"samples": 5}).stages[0].rollout
 
 
 def test_a_stage_whose_terms_read_unknown_edges_is_refused() -> None:
-    mdpo, dpo = load("mdpo", {}).stage, load("online_dpo", {"watch_media": False}).stage
+    mdpo, dpo = load("mdpo", {}).stages[0], load("online_dpo", {"watch_media": False}).stages[0]
     with pytest.raises(ValueError, match=r"reads the edges \['media'\]"):
         Stage(rollout=dpo.rollout, compare=dpo.compare, objective=mdpo.objective)

@@ -5,13 +5,13 @@ from __future__ import annotations
 import asyncio
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-from pipelines.objectives.base import Reads
 from pipelines.objectives.batch import tabulate
 from pipelines.recipe import Recipe
 from pipelines.recipes import load
@@ -24,8 +24,8 @@ MakeTools = Callable[..., Any]
 
 
 def produce(recipe: Recipe, draft: Draft, tools: Any) -> tuple[Draft, Comparison]:
-    done = asyncio.run(recipe.stage.rollout(draft, tools, 17))
-    (comparison,) = recipe.stage.compare("g", done)
+    done = asyncio.run(recipe.stages[0].rollout(draft, tools, 17))
+    (comparison,) = recipe.stages[0].compare("g", done)
     return done, comparison
 
 
@@ -41,16 +41,11 @@ BOTH = {"text": ("w@x", "l@x", "text"), "media": ("w@x", "w@m", "media")}
 def loss_of(recipe: Recipe, comparison: Comparison, rho: dict[str, float]) -> float:
     """The objective of one comparison, from rho per role."""
     table = tabulate([comparison])
-    policy = torch.zeros(len(table.cells))
+    policy = torch.zeros(len(table.cells), table.longest)
     for candidate, row in zip(comparison.candidates, table.index[0], strict=True):
-        policy[row] = rho[candidate.role]
-    reads = Reads(
-        size=1,
-        logps={"policy": policy, "reference": torch.zeros_like(policy)},
-        lengths=torch.ones(len(policy), dtype=torch.int64),
-        edges=table.edges,
-    )
-    losses = [(weight, term(reads)) for weight, term in recipe.stage.objective.terms]
+        policy[row, 0] = rho[candidate.role]
+    reads = replace(table.reads(), tokens={"policy": policy, "reference": torch.zeros_like(policy)})
+    losses = [(weight, term(reads)) for weight, term in recipe.stages[0].objective.terms]
     return sum(weight * float(loss.value.sum() / loss.weight.sum()) for weight, loss in losses)
 
 
@@ -66,7 +61,7 @@ def test_online_dpo(make_draft: MakeDraft, make_tools: MakeTools) -> None:
         done.rollouts[0].response.text,
         done.rollouts[1].response.text,
     ]
-    assert recipe.stage.objective.edges == {"text"}
+    assert recipe.stages[0].objective.edges == {"text"}
     rho = math.log(3) / 0.2
     for watched in (-50.0, 50.0):
         loss = loss_of(recipe, comparison, {"w@x": rho, "l@x": -rho, "w@m": watched})
@@ -76,7 +71,8 @@ def test_online_dpo(make_draft: MakeDraft, make_tools: MakeTools) -> None:
 def test_online_dpo_on_text_alone(make_draft: MakeDraft, make_tools: MakeTools) -> None:
     """A prompt without media is trained on as usual; with the watch off there is no media edge either."""
     for params, images in (({}, 0), ({"watch_media": False}, 1)):
-        done, comparison = produce(load("online_dpo", params), make_draft(images=images), make_tools())
+        recipe = load("online_dpo", {"samples": 2, **params})
+        done, comparison = produce(recipe, make_draft(images=images), make_tools())
         assert shape(comparison) == {"text": BOTH["text"]}
         assert list(done.prompts) == ["x"]
 
@@ -111,6 +107,7 @@ def test_mfpo(make_draft: MakeDraft, make_tools: MakeTools) -> None:
     assert (clean.payload[mask] != damaged.payload[mask]).mean() > 0.9
     assert damaged.op is not None
     params = dict(damaged.op.params)
+    assert params.pop("strength") > 0
     assert set(params.pop("keywords")) == {"red", "seven", "top", "left"}
     assert params == {"step": 500, "space": "pixels", "boxes": [[2.0, 3.0, 12.0, 20.0]], "fallback": False}
     low = -10 * math.log(3)
@@ -127,8 +124,8 @@ def test_mfpo_falls_back_to_the_whole_picture(make_draft: MakeDraft, make_tools:
 
 
 def test_mfpo_curriculum() -> None:
-    assert load("mfpo", {"survey": 5}).stage.order == Thirds(5)
-    assert load("mfpo", {"curriculum": False}).stage.order == InOrder()
+    assert load("mfpo", {"survey": 5}).stages[0].order == Thirds(5)
+    assert load("mfpo", {"curriculum": False}).stages[0].order == InOrder()
 
 
 @pytest.mark.parametrize("name", ["mdpo", "mfpo"])

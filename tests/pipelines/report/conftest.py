@@ -43,6 +43,7 @@ def comparison_row(media: bool, step: int, rank: int, number: int, attempt: int 
         "rank": rank,
         "group": group,
         "comparison": f"{group}/0",
+        "use": 1,
         "version_oldest": step - 1,
         "version_newest": step - 1,
         "prompt_id": f"scene-{step}-{rank}-{number}",

@@ -31,6 +31,7 @@ def test_a_sound_run_agrees(make_run: MakeRun) -> None:
         "issued": 27,
         "trained": 24,
         "comparisons": 24,
+        "later_uses": 0,
         "steps": 6,
         "dropped": {"stale": 1, "tie": 2},
         "discrepancies": [],
@@ -42,7 +43,7 @@ def test_a_group_trained_twice_is_found(make_run: MakeRun, tools: Tools) -> None
     again = tools["row"](True, 1, 0, 0) | {"step": 6}
     tools["write_rows"](run_dir, [again, tools["row"](True, 6, 0, 1)])  # instead of group g0600
     found = recount(run_dir)["discrepancies"]
-    assert "comparison g0100/0 of group g0100 was trained 2 times" in found
+    assert "comparison g0100/0 of group g0100 was trained 2 times for its use 1" in found
     assert "group g0100 was trained in several places (step, rank): [(1, 0), (6, 0)]" in found
     assert "step 6: 1 trained groups were not sealed for it and 1 sealed groups were not trained" in found
     assert "trained: summary.json says 24, the log holds 23" in found
@@ -155,3 +156,26 @@ def test_unreadable_logs_and_no_summary_are_found(make_run: MakeRun) -> None:
     found = recount(run_dir)["discrepancies"]
     assert found[0].startswith("comparisons/step-00007-rank-0.parquet cannot be read")
     assert "there is no summary.json" in found
+
+
+def test_a_second_use_in_a_later_step_is_no_discrepancy_and_one_in_the_same_step_is(
+    make_run: MakeRun, tools: Tools
+) -> None:
+    run_dir = make_run()
+    again = tools["row"](True, 1, 0, 0) | {"step": 6, "use": 2}
+    rows = [tools["row"](True, 6, 0, number) for number in range(2)]
+    tools["write_rows"](run_dir, [*rows, again])
+    events = [json.loads(line) for line in (run_dir / "events.jsonl").read_text().splitlines()]
+    for event in events:
+        if event["event"] == "seal" and event["step"] == 6:
+            event["later"] = [[again["group"], 0, 2]]
+    tools["write_lines"](run_dir / "events.jsonl", events)
+    left = recount(run_dir)["discrepancies"]
+    assert left == [
+        "step 6: metrics.jsonl has 4 comparisons, the log holds 5",
+        "later_uses: summary.json says 0, the log holds 1",
+    ]
+    change_counts(run_dir, later_uses={"trained": 1})
+    assert recount(run_dir)["discrepancies"] == left[:1]
+    tools["write_rows"](run_dir, [*rows, again, again | {"use": 3}])
+    assert "comparison g0100/0 of group g0100 is 2 times in step 6" in recount(run_dir)["discrepancies"]

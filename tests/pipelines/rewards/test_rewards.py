@@ -14,12 +14,12 @@ import numpy as np
 import pytest
 
 from pipelines.data import GlyphsSource
-from pipelines.rewards import judge, load_reward
+from pipelines.rewards import judge_group, load_reward
 from pipelines.rewards.random import Random
 from pipelines.rewards.user import User, as_score
 from pipelines.rewards.world import World
 from pipelines.settings import Settings, SettingsError, load
-from pipelines.types import Message, Part, Prompt, Response, Score
+from pipelines.types import Message, Part, Prompt, Response, Rollout, Score
 from pipelines.worlds.glyphs import Glyphs
 
 PROMPT = Prompt(
@@ -31,6 +31,11 @@ PROMPT = Prompt(
 
 def answer(text: str = "x", tokens: tuple[int, ...] = (1,)) -> Response:
     return Response(tokens=tokens, text=text)
+
+
+async def judge(reward: Any, prompt: Prompt, response: Response) -> Score:
+    [score] = await judge_group(reward, [Rollout(prompt=prompt, response=response)], {})
+    return score
 
 
 def scored(function: Callable[..., Any], timeout_s: float = 5) -> Score:

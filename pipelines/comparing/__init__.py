@@ -1,0 +1,1 @@
+"""Ways to build comparisons beyond edges and cells: token spans, and several comparisons of one group."""

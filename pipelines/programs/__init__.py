@@ -1,0 +1,1 @@
+"""The steps that group programs are made of, by what they do."""
