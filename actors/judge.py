@@ -83,10 +83,10 @@ class SharedJudge:
         self._engine, self._options = engine or EngineSettings(), options
 
     async def complete(self, prompt: Prompt, media: MediaTable, n: int, seed: int) -> Sequence[str]:
-        return await self.actor().complete.remote(prompt, media, n, seed)
+        return await _own_error(self.actor().complete.remote(prompt, media, n, seed))
 
     async def logprob(self, prompt: Prompt, media: MediaTable, tokens: Sequence[int]) -> float:
-        return await self.actor().logprob.remote(prompt, media, tokens)
+        return await _own_error(self.actor().logprob.remote(prompt, media, tokens))
 
     def actor(self) -> Any:
         """The handle; places the actor when there is none of that name."""
@@ -100,3 +100,13 @@ class SharedJudge:
             num_gpus=self._engine.gpus,
             max_concurrency=1000,
         ).remote(self._model, self._engine, **self._options)
+
+
+async def _own_error(answer: Any) -> Any:
+    """The answer, or what the judge itself raised: Ray's text would begin with a traceback."""
+    from ray.exceptions import RayTaskError
+
+    try:
+        return await answer
+    except RayTaskError as error:
+        raise error.cause from error

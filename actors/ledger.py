@@ -255,7 +255,8 @@ class Ledger:
         )  # which drops a resume keeps can be recounted from the events
         made = {"run": self._run, **self._books.snapshot(step), "later": self._tickets.snapshot(step)}
         bodies = self._tickets.bodies()
-        if bodies and step != self._trained_step:
+        older = step != self._trained_step
+        if older and (bodies or self._stretch(self._admission.stage_at(step)).reuses):
             raise ValueError(f"no bodies of step {step}: the newest trained step is {self._trained_step}")
         return made | ({BODIES: bodies} if bodies else {})
 

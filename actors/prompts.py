@@ -44,7 +44,6 @@ class PromptStream:
         self._start = self._cursor = 0
         self._shelf: list[tuple[int, Any]] | None = None  # rows in file order, kept only for an order
         self._rows: Iterator[tuple[int, Any]] | None = None
-        self._next_rank = 0  # of `_rows`
         self._lock = asyncio.Lock()
 
     async def next(self, limit: int) -> list[PromptItem]:
@@ -80,10 +79,9 @@ class PromptStream:
             self._cursor += 1
 
     def _row(self, rank: int) -> tuple[int, Any]:
-        """The usable row of this rank; reads on where the last one was, if it can."""
-        if self._rows is None or rank == 0 or rank != self._next_rank:
+        """The usable row of this rank: the next one of the stream, which starts anew with each pass."""
+        if self._rows is None or rank == 0:
             self._rows = self._stream(rank)
-        self._next_rank = rank + 1
         return next(self._rows)
 
     def _shelved(self, rank: int) -> tuple[int, Any]:

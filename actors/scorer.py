@@ -222,6 +222,7 @@ class Scorer:
         try:
             draft = await stage.rollout(Draft(prompts={"x": prompt}, media=media), tools, lease.seed)
             comparisons = tuple(replace(c, stage=lease.stage) for c in stage.compare(lease.group, draft))
+            check_sides(comparisons)
             check_versions(comparisons)
             shown = {digest for c in comparisons for p in c.prompts for digest in p.media}
             table = {digest: draft.media[digest] for digest in shown}
@@ -247,6 +248,18 @@ def oldest_version(rollouts: Iterable[Rollout]) -> int:
     """Of what the policy took part in; samples of the reference, gold and offline answers have no age."""
     behaviours = [r.behaviour for r in rollouts if r.behaviour is not None]
     return min((b.oldest for b in behaviours if b.stream != "reference"), default=NEVER_STALE)
+
+
+def check_sides(comparisons: Iterable[Comparison]) -> None:
+    """The two sides of an edge differ. Drops the group otherwise, as "same_response": a judge that is not
+    exact may score the same answer twice, and differently."""
+    for comparison in comparisons:
+        for edge in comparison.preferences:
+            sides = [comparison.candidates[side] for side in (edge.winner, edge.loser)]
+            shown = [comparison.responses[side.response] for side in sides]
+            same = len({(response.tokens, response.scored) for response in shown}) == 1
+            if same and sides[0].prompt == sides[1].prompt:
+                raise Drop("same_response")
 
 
 def check_versions(comparisons: Iterable[Comparison]) -> None:

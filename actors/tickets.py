@@ -66,11 +66,13 @@ class Tickets:
         parts: dict[tuple[str, int], list[int]] = {}
         for name, index, use in self.sealed:
             parts.setdefault((name, use), []).append(index)
-        return [
-            replace(group, comparisons=tuple(group.comparisons[i] for i in sorted(indices)), use=use)
-            for (name, use), indices in parts.items()
-            if (group := self.pool[name])
-        ]
+        made: list[Group] = []
+        for (name, use), indices in parts.items():
+            whole = self.pool[name]
+            made.append(
+                replace(whole, comparisons=tuple(whole.comparisons[i] for i in sorted(indices)), use=use)
+            )
+        return made
 
     def train(
         self, step: int, groups: Iterable[Group], stretch: Stretch, kept: int, over: str | None

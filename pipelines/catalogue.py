@@ -43,7 +43,7 @@ def spelt(value: Any) -> str:
         case _ if is_dataclass(value) and not isinstance(value, type):
             return f"{type(value).__name__}({', '.join(_arguments(value))})"
         case _ if inspect.isfunction(value):
-            return cast("str", value.__name__)
+            return value.__name__
         case _:
             return repr(value)
 
@@ -53,7 +53,8 @@ def _arguments(value: Any) -> Iterable[str]:
         given = getattr(value, field.name)
         default = field.default_factory() if field.default_factory is not MISSING else field.default
         if given != default:
-            yield f"{field.name}={spelt(given)}" if field.default is not MISSING else spelt(given)
+            required = field.default is MISSING and field.default_factory is MISSING
+            yield spelt(given) if required else f"{field.name}={spelt(given)}"
 
 
 def stage_lines(stage: Stage, number: int, of: int) -> list[str]:
@@ -103,12 +104,17 @@ def _signatures() -> dict[str, list[str]]:
 def page() -> str:
     """The whole of docs/methods.md: the written introduction, the index and one section per method."""
     names = recipes.names()
-    rows = [f"| [`{name}`](#{name}) | {recipes.document(name).partition(chr(10))[0]} |" for name in names]
+    rows = [f"| [`{name}`](#{name}) | {_summary(name)} |" for name in names]
     index = "\n".join(["| recipe | loss, or what is special |", "|---|---|", *rows])
     introduction = (DOCS / "parts" / "methods_introduction.md").read_text().rstrip()
     exceptions = (DOCS / "parts" / "methods_exceptions.md").read_text().rstrip()
     sections = "\n\n".join(section(name) for name in names)
     return f"{introduction}\n\n{index}\n\n{exceptions}\n\n## Every method\n\n{sections}\n"
+
+
+def _summary(name: str) -> str:
+    """The first line of a recipe's docstring, as a cell of a table."""
+    return recipes.document(name).partition("\n")[0].replace("|", "\\|")
 
 
 if __name__ == "__main__":

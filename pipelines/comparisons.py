@@ -61,19 +61,19 @@ class Joined(Compare):
 
     @property
     def emits(self) -> frozenset[str]:
-        return frozenset().union(*(part.emits for part in self.parts))
+        return frozenset(name for part in self.parts for name in part.emits)
 
     @property
     def roles(self) -> frozenset[str]:
-        return frozenset().union(*(part.roles for part in self.parts))
+        return frozenset(name for part in self.parts for name in part.roles)
 
     @property
     def spans(self) -> frozenset[str]:
-        return frozenset().union(*(part.spans for part in self.parts))
+        return frozenset(name for part in self.parts for name in part.spans)
 
     @property
     def takes(self) -> frozenset[str]:
-        return frozenset().union(*(part.takes for part in self.parts))
+        return frozenset(name for part in self.parts for name in part.takes)
 
     def fill(self, comparison: Comparison, draft: Draft) -> Comparison:
         for part in self.parts:
@@ -115,7 +115,7 @@ class Edges(Compare):
 
     @property
     def roles(self) -> frozenset[str]:
-        return frozenset(cell for name, pair in self.edges.items() for cell in pair)
+        return frozenset(cell for pair in self.edges.values() for cell in pair)
 
     @property
     def takes(self) -> frozenset[str]:

@@ -185,7 +185,7 @@ class Pipe(Step):
 
     @property
     def needs(self) -> frozenset[Ability]:
-        return frozenset().union(*(step.needs for step in self.steps))
+        return frozenset(need for step in self.steps for need in step.needs)
 
     async def __call__(self, draft: Draft, tools: Tools, seed: int) -> Draft:
         for position, step in enumerate(self.steps):

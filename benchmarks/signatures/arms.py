@@ -166,7 +166,6 @@ ARMS: dict[str, Arm] = {
     "dpo_flipped": flipped("dpo"),
     "robust_flipped": flipped("robust_dpo", flip=0.3),
     "cdpo_flipped": flipped("cdpo", smoothing=0.3),
-    "ipo_flipped": flipped("ipo"),
     "apo_2": replace(
         named("apo_accelerated", samples=SAMPLES, rounds=2), settings={"learner.steps": 2 * ROUND}
     ),

@@ -62,6 +62,7 @@ class CellTable:
 class Reads:
     """What the forward read for a micro-batch of `size` comparisons with N cells of at most L tokens.
 
+    Column t belongs to an answer's token t: two answers are aligned by it (OPA-DPO), and spans use it.
     Features that a term `needs`, each [N, L], 0 at padding, at the positions that predict the answer:
     "kl_forward" KL(ref || pi) and "kl_reverse" KL(pi || ref) over the vocabulary, nats; "collision"
     log sum_v pi(v)^2; "entropy" of pi, nats; and [N, L, width] "hidden" and "reference_hidden", last layer.
@@ -156,7 +157,10 @@ class Term:
     """Base of all terms: stateless, separable per comparison unless `coupled`.
 
     `0.2 * Pair("media") + Anchor("text.winner")` builds an `Objective`. A term that is `coupled` gets the
-    global batch at once, without features, and is differentiated with respect to the tokens' log-probs.
+    global batch at once, without features, and is differentiated with respect to the tokens' log-probs. Three
+    are: AOT sorts over the batch, KTO takes its baseline and BCO (with `current`) its shift from it.
+
+    What a term reads of scores may be missing, nan: it gives such edges and cells the weight 0.
     """
 
     @property

@@ -50,14 +50,14 @@ class KLGap(Margin):
     """beta (d_l - sg d_w), d = sum_t KL(pi_ref || pi) over an answer's positions, nats. It carries a
     gradient.
 
-    TDPO, arXiv 2404.11999 (form from memory), -log sigmoid(u - alpha (beta d_l - sg beta d_w)): `beta` here
-    is alpha beta, and `frozen_winner` = False gives its first variant, alpha = 1 and both sides with
-    gradient.
+    TDPO, arXiv 2404.11999 (code read), -log sigmoid(u - alpha (beta d_l - sg beta d_w)): `beta` here is alpha
+    beta, and `frozen_winner` = False gives its first variant, alpha = 1 and both sides with gradient.
 
-    The sign: d/d d_l of -log sigmoid(h - beta d_l) is + beta sigmoid(-h) > 0, so minimising lowers d_l, the
-    loser's KL: a penalty. CHiP's released code (read) has this form, beta 0.1 * 0.1. CHiP's paper, as
-    transcribed in a third-party note, adds gamma (sg d_w - d_l) to the loss; minimising that *raises* d_l
-    without bound. Both exist here: this margin, and the term `kl.LoserKl` with the weight -gamma.
+    The sign: d/d d_l of -log sigmoid(h - beta d_l) is + beta sigmoid(beta d_l - h) > 0, so minimising lowers
+    d_l, the loser's KL: a penalty. CHiP's released code (arXiv 2501.16629, read) has this form, beta = 0.1 *
+    0.1. CHiP's paper, as transcribed in a third-party note, adds gamma (sg d_w - d_l) to the loss; minimising
+    that *raises* d_l without bound. Both exist here: this margin, and the term `kl.LoserKl` with the weight
+    -gamma.
     """
 
     beta: float

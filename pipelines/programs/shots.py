@@ -27,7 +27,7 @@ class Shots(Step):
         return frozenset({self.name})
 
     async def __call__(self, draft: Draft, tools: Tools, seed: int) -> Draft:
-        shots: Sequence[Any] = draft.prompt.gold.get(self.column) or ()
+        shots: Sequence[Any] = draft.prompt.gold.get(self.column) or []
         if len(shots) < self.count:
             raise Drop(f"no_{self.column}")
         try:

@@ -39,4 +39,5 @@ def recipe(
         >> LeastSimilar("m", among="c", of="w", similarity=similarity_of(similarity)),
         compare=TEXT_AND_MEDIA,
         objective=Softmax(("text", "media"), beta),
+        experimental=True,
     )

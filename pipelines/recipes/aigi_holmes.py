@@ -46,6 +46,7 @@ def recipe(
         paper="AIGI-Holmes: Towards Explainable and Generalizable AI-Generated Image Detection via "
         "Multimodal Large Language Models, arXiv 2507.02664",
         source="third-party note; wording and shares inferred",
+        experimental=True,
         stages=(
             Stage(
                 rollout=Gold("g"),

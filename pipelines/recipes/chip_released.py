@@ -41,6 +41,7 @@ def recipe(
         "arXiv 2501.16629",
         source="code read",
         rollout=pairs_from(pairs, samples, min_gap) >> Damage("m", Diffuse(step, "normalised")),
-        compare=TEXT_AND_MEDIA | DiffSpans("segment", ("text", "media")),
+        # The media gap weighs the same tokens of the winner as the text gap does.
+        compare=TEXT_AND_MEDIA | DiffSpans("segment") | DiffSpans("segment", ("media",), against="l@x"),
         objective=form,
     )

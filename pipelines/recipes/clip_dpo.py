@@ -34,4 +34,5 @@ def recipe(
         source="third-party note; beta and length ratio inferred. Candidates of the policy are ours",
         rollout=Sample(samples) >> Pairs(gates),
         objective=Pair("text", beta),
+        experimental=True,
     )

@@ -53,4 +53,5 @@ def recipe(
         rollout=program,
         compare=Edges({"text": ("w@c", "l@c")}),
         objective=Pair("text", beta),
+        experimental=True,
     )

@@ -30,6 +30,7 @@ def recipe(
         paper="Decoupling Contrastive Decoding: Robust Hallucination Mitigation in Multimodal LLMs, "
         "arXiv 2504.08809",
         source="third-party note",
+        experimental=True,
         stages=(
             Stage(
                 rollout=pairs_from(pairs, samples, min_gap),

@@ -39,4 +39,5 @@ def recipe(
         objective=Pair("text", beta)
         + PlackettLuce(("shown", *hidden), beta)
         + Anchor("text.winner", 0.0, beta),
+        experimental=True,
     )

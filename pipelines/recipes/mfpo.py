@@ -49,6 +49,7 @@ def recipe(
         name="mfpo",
         paper="Modality-Fair Preference Optimization for Trustworthy MLLM Alignment, arXiv 2410.15334",
         source="third-party note and abstract; defaults partly inferred. Online pairs are ours",
+        experimental=True,
         stages=(
             Stage(
                 rollout=pairs_from(pairs, samples, min_gap) >> damage,

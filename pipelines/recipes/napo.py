@@ -39,4 +39,5 @@ def recipe(*, beta: float = 0.1, alpha: float = 1.0) -> Recipe:
         rollout=program,
         compare=Edges({"language": ("w@x", "b@x"), "vision": ("w@x", "v@x")}),
         objective=Pair("language", beta, link) + Pair("vision", beta, link),
+        experimental=True,
     )

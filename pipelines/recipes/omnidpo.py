@@ -59,4 +59,5 @@ def recipe(
         rollout=program,
         compare=Edges(edges),
         objective=objective,
+        experimental=True,
     )

@@ -25,6 +25,8 @@ def recipe(
     here as delta * relu(1 - (log pi(w) - log pi(l)) / delta). `nll` weighs the likelihood of the chosen
     answer, summed.
     """
+    if not delta > 0:
+        raise ValueError(f"slic: delta must be positive, got {delta:g}")
     return one_stage(
         "slic",
         paper="SLiC-HF, arXiv 2305.10425",

@@ -144,7 +144,8 @@ def admitted(
     """Up to `most` pairs (winner, loser) that pass every gate, and why others were refused.
 
     The i-th best answer meets the i-th worst one. Missing scores never take part; among equal scores the
-    earlier response ranks higher. A pair is refused for the reason of its first closed gate.
+    earlier response ranks higher. A pair is refused for the reason of its first closed gate, or as
+    "same_response" when a judge that is not exact scored one answer twice.
     """
     known = [i for i, score in enumerate(scores) if score.value is not None]
     ranked = sorted(known, key=lambda i: (-_value(scores, i), i))
@@ -155,8 +156,9 @@ def admitted(
     for winner, loser in zip(ranked[: len(ranked) // 2], reversed(ranked), strict=False):
         if len(pairs) == most:
             break
+        same = rollouts[winner].response == rollouts[loser].response
         reasons = (gate(rollouts, scores, winner, loser) for gate in gates)
-        reason = next((reason for reason in reasons if reason is not None), None)
+        reason = next((reason for reason in reasons if reason), "same_response" if same else None)
         if reason is None:
             pairs.append((winner, loser))
         else:

@@ -369,7 +369,7 @@ def test_restoring_needs_a_fresh_ledger_of_the_same_run() -> None:
 
 
 def staged(groups: int = 2, lag: int = 1, lasts: tuple[int, ...] = (2, 4), **more: Any) -> Ledger:
-    return Ledger("run", 1, sizes(groups, 1, lag, *lasts, **more))
+    return Ledger("run", 1, sizes(groups, 1, lag, *lasts), **more)
 
 
 def test_a_lease_names_the_step_that_it_is_for_and_its_stage() -> None:
@@ -378,6 +378,10 @@ def test_a_lease_names_the_step_that_it_is_for_and_its_stage() -> None:
     assert [(lease.step, lease.stage) for lease in leases] == [(1, 0), (1, 0), (2, 0), (2, 0), (2, 0)]
     now(ledger.fail(fault(leases[0]), leases[0]))
     assert issue(ledger, 0).step == 2  # four others are under way by now
+    ledger = staged()
+    first, _ = issue(ledger, 0), issue(ledger, 1)
+    now(ledger.fail(fault(first), first))
+    assert issue(ledger, 0).step == 1  # it does not count itself
 
 
 def test_a_stage_opens_when_the_last_one_is_trained_and_its_version_is_out() -> None:
@@ -402,14 +406,14 @@ def test_a_stage_opens_when_the_last_one_is_trained_and_its_version_is_out() -> 
 
 
 def test_what_a_stage_leaves_over_is_dropped_by_name_and_is_nobodys_fault() -> None:
-    ledger = staged(groups=1, lasts=(1, 3), lag=5)
+    ledger = staged(groups=1, lasts=(1, 3), lag=5, max_drop_share=0.01)
     [leased] = [issue(ledger, 0)]
     fill(ledger, range(1, 3))
     pull(ledger, 1)
     assert not now(ledger.accept(group(leased))).accepted
     early = issue(ledger, 3)  # nobody should ask before the stage is open; it cannot do any harm
     assert early.stage == 0 and now(ledger.accept(group(early))).dropped == "stage_over"
-    assert counts(ledger)["dropped"] == {"stage_over": 3}
+    assert counts(ledger)["dropped"] == {"stage_over": 3} and now(ledger.state()).phase == "running"
     now(ledger.trained(1, 1, {}))
     now(ledger.published(1))
     again = now(ledger.issue("p0", 0, 0, 0))

@@ -13,7 +13,7 @@ from actors.generator import EngineError, ForbiddenToken, PromptMismatch, Quaran
 from actors.group_facts import facts_of
 from actors.ledger import Ledger
 from actors.perturber import Perturber
-from actors.scorer import GroupTools, Pool, Scorer, check_versions
+from actors.scorer import GroupTools, Pool, Scorer, check_sides, check_versions, oldest_version
 from pipelines.comparisons import Cells, Edges
 from pipelines.data.base import BadRow
 from pipelines.decoding import Contrast
@@ -320,6 +320,20 @@ def test_both_answers_of_an_edge_share_one_version() -> None:
         check_versions([replace(comparison, candidates=cells)])
 
 
+def test_an_answer_is_not_compared_with_itself() -> None:
+    """A judge may score one answer twice, and differently; one answer under two prompts is a pair."""
+    books = ledger()
+    produce(books, [Generator()])
+    [comparison] = delivered(books).comparisons
+    check_sides([comparison])
+    edge = comparison.preferences[0]
+    twin = replace(comparison.candidates[edge.loser], response=len(comparison.responses))
+    same = replace(comparison.responses[comparison.candidates[edge.winner].response], origin="gold")
+    cells = tuple(twin if i == edge.loser else c for i, c in enumerate(comparison.candidates))
+    with pytest.raises(Drop, match="same_response"):
+        check_sides([replace(comparison, candidates=cells, responses=(*comparison.responses, same))])
+
+
 def test_answers_of_two_versions_are_dropped_by_name() -> None:
     @dataclass
     class Torn(Generator):
@@ -387,6 +401,15 @@ def test_gold_answers_other_streams_and_one_answer_under_two_prompts_may_be_of_a
     check_versions([edge_between(at(1), at(2), same=True)])
     with pytest.raises(Drop, match="mixed_versions"):
         check_versions([edge_between(at(1), at(2))])
+
+
+def test_a_group_is_as_old_as_the_weights_of_the_policy_that_took_part() -> None:
+    def drawn(*behaviours: Behaviour | None) -> int:
+        prompt = Prompt(id="p", messages=())
+        return oldest_version([Rollout(prompt=prompt, response=GOLD, behaviour=b) for b in behaviours])
+
+    assert drawn(at(5), at(4, "mixture"), at(0, "reference"), None) == 4
+    assert drawn(at(0, "reference"), None) == drawn() == NEVER_STALE
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from actors.ledger import Ledger
 from actors.tickets import BODIES, decode, encode
+from pipelines.admission import Admission, Stretch
 from pipelines.types import (
     NEVER_STALE,
     Behaviour,
@@ -190,6 +191,16 @@ def test_a_resume_without_its_bodies_is_refused() -> None:
         now(ledger(9, uses=2).restore(saved(books, 2)[0]))
     with pytest.raises(ValueError, match="no bodies of step 1"):
         now(books.snapshot(1))
+
+
+def test_a_snapshot_of_an_older_step_knows_nothing_of_later_ones() -> None:
+    stages = (Stretch(last=1, max_lag=9), Stretch(last=3, max_lag=9, uses=2))
+    books = Ledger("run", 1, Admission(sync_every=1, groups_per_step=2, stages=stages))
+    feed(books, range(1, 4))
+    assert later(books)["trained"] == 2
+    assert now(books.snapshot(1))["later"]["trained"] == []
+    with pytest.raises(ValueError, match="no bodies of step 2"):
+        now(books.snapshot(2))  # step 3 has used them up
 
 
 def test_a_run_without_later_uses_keeps_no_bodies_and_says_nothing_of_them() -> None:

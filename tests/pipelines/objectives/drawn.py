@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
+import hypothesis
 import pytest
 import torch
+from hypothesis import settings
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -17,6 +20,11 @@ PAIR = {"text": [(0, 1, 0)]}
 number = st.floats(-4, -0.05)
 row = st.lists(number, min_size=1, max_size=4)
 beta = st.floats(0.05, 2)
+
+
+def given(*drawn: st.SearchStrategy[Any]) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Hypothesis' own, with fewer examples: each one builds graphs."""
+    return lambda test: settings(max_examples=30)(hypothesis.given(*drawn)(test))
 
 
 @st.composite

@@ -193,6 +193,22 @@ def test_weights_are_edges_answers_tokens_or_lists(term: Term, weight: float, re
     assert term.weight(reads).tolist() == [weight]
 
 
+def test_a_softmax_weighs_as_its_heaviest_edge_and_leaves_out_weight_zero(make_reads: MakeReads) -> None:
+    """Cell 0 wins against 1 and 2 (margins ln 2, ln 3): log(1 + 1/2 + 1/3); without the second log(3/2).
+
+    An edge's own margin of ln 2 brings its gap to 0: log(1 + 1 + 1/3)."""
+    rho = [0.0, -log(2), -log(3)]
+
+    def loss(*rows: tuple[float, ...]) -> tuple[float, float]:
+        reads = make_reads(rho, {"text": rows})
+        return Softmax("text", 1.0).value(reads).item(), Softmax("text", 1.0).weight(reads).item()
+
+    assert loss((0, 1, 0), (0, 2, 0)) == pytest.approx((log(11 / 6), 1.0))
+    assert loss((0, 1, 0), (0, 2, 0, 0.0, 0.0)) == pytest.approx((log(3 / 2), 1.0))
+    assert loss((0, 1, 0, 0.0, 0.5), (0, 2, 0, 0.0, 2.0)) == pytest.approx((2 * log(11 / 6), 2.0))
+    assert loss((0, 1, 0, log(2)), (0, 2, 0)) == pytest.approx((log(7 / 3), 1.0))
+
+
 def test_missing_scores_weigh_nothing_and_are_never_zero(reads: Reads) -> None:
     """The same with one side unscored: edges drop out; a group's mean is that of the scored ones."""
     text, y = reads.edges["text"], reads.roles["y"]

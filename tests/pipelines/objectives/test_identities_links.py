@@ -8,7 +8,6 @@ from collections.abc import Callable
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -27,8 +26,8 @@ from pipelines.objectives.links import (
 from pipelines.objectives.pair import Pair, TwoBetas
 from pipelines.objectives.quantiles import Aot
 from pipelines.objectives.sides import ApoDown, ApoZero, BcoPair, Nca, Sided, Sides, Sppo, SppoHard
+from tests.pipelines.objectives.drawn import MakeReads, given
 
-MakeReads = Callable[..., Reads]
 margin = st.floats(-20, 20)
 flip = st.floats(0, 0.45)
 beta = st.floats(0.01, 3)
@@ -257,3 +256,16 @@ def test_aot_is_not_separable(make_reads: MakeReads) -> None:
 
     close(reads([(2.0, 0.0)]).item() + reads([(-1.0, 1.0)]).item(), total(2.0, -2.0))
     close(reads([(2.0, 0.0), (-1.0, 1.0)]).item(), total(-1.0, 1.0))
+
+
+def test_aot_books_each_quantile_where_its_winner_is_and_leaves_out_weight_zero(
+    make_reads: MakeReads,
+) -> None:
+    """Margins 2, -1 and (weight 0) 7: of the sorted -1, 2 the second belongs to comparison 0."""
+    edges = {"text": [(0, 3, 0), (1, 3, 1, 0.0, 2.5), (2, 3, 2, 0.0, 0.0)]}
+    reads = make_reads([2.0, -1.0, 7.0, 0.0], edges, 3)
+    for paired in (True, False):
+        term = Aot("text", 1.0, paired=paired)
+        wanted = [math.log1p(math.exp(-2)), math.log1p(math.exp(1)), 0.0]
+        assert term.value(reads).tolist() == pytest.approx(wanted)
+        assert term.weight(reads).tolist() == [1.0, 1.0, 0.0]

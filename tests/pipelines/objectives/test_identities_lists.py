@@ -7,7 +7,6 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -29,6 +28,7 @@ from tests.pipelines.objectives.drawn import (
     Rows,
     answers,
     beta,
+    given,
     reduced,
     same,
 )

@@ -7,7 +7,6 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given
 from hypothesis import strategies as st
 
 from pipelines.objectives.anchor import Anchor
@@ -25,7 +24,7 @@ from pipelines.objectives.sides import BcoPair, Sides
 from pipelines.objectives.softmax import Softmax
 from pipelines.objectives.unpaired import Bco
 from pipelines.objectives.weightings import Confidence, ZScore
-from tests.pipelines.objectives.drawn import PAIR, MakeReads, Rows, answers, beta, reduced, same
+from tests.pipelines.objectives.drawn import PAIR, MakeReads, Rows, answers, beta, given, reduced, same
 
 Drawn = tuple[Rows, Rows]
 THREE = {"text": [(0, 1, 0)], "media": [(0, 2, 0)]}  # w@x, l@x, w@m

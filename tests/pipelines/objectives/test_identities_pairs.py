@@ -7,7 +7,6 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given
 from hypothesis import strategies as st
 
 from pipelines.objectives.base import Reads
@@ -24,6 +23,7 @@ from tests.pipelines.objectives.drawn import (
     answers,
     beta,
     by_answer,
+    given,
     reduced,
     row,
     same,

@@ -6,7 +6,6 @@ import math
 
 import pytest
 import torch
-from hypothesis import given
 from hypothesis import strategies as st
 
 from pipelines.objectives.kl import Bonus
@@ -20,6 +19,7 @@ from tests.pipelines.objectives.drawn import (
     answers,
     beta,
     by_answer,
+    given,
     reduced,
     same,
 )

@@ -165,7 +165,7 @@ def close(found: tuple[float, float], wanted: tuple[float, float], term: Term) -
     assert found == pytest.approx(wanted, rel=1e-6, abs=1e-6), term
 
 
-@settings(max_examples=50)
+@settings(max_examples=25)
 @given(comparisons(), st.data())
 def test_order_split_and_padding_change_nothing(batch: list[Comparison], data: st.DataObject) -> None:
     shuffled = data.draw(st.permutations(batch))
@@ -184,7 +184,7 @@ def test_order_split_and_padding_change_nothing(batch: list[Comparison], data: s
             close(totals(blank, term), wanted, term)
 
 
-@settings(max_examples=50)
+@settings(max_examples=25)
 @given(comparisons(), st.data())
 def test_what_is_observed_adds_up(batch: list[Comparison], data: st.DataObject) -> None:
     cut = data.draw(st.integers(0, len(batch)))
@@ -200,7 +200,7 @@ def test_what_is_observed_adds_up(batch: list[Comparison], data: st.DataObject) 
             assert not total.requires_grad
 
 
-@settings(max_examples=50)
+@settings(max_examples=25)
 @given(comparisons(), st.data())
 def test_a_coupled_term_does_not_see_order_or_padding(batch: list[Comparison], data: st.DataObject) -> None:
     shuffled = data.draw(st.permutations(batch))
@@ -211,7 +211,7 @@ def test_a_coupled_term_does_not_see_order_or_padding(batch: list[Comparison], d
         close(totals(padded(whole, 1, 2), term), wanted, term)
 
 
-@settings(max_examples=50)
+@settings(max_examples=25)
 @given(comparisons(), st.data())
 def test_a_coupled_gradient_can_be_replayed_in_micro_batches(
     batch: list[Comparison], data: st.DataObject

@@ -11,7 +11,7 @@ import torch
 
 from pipelines.objectives.base import Reads
 from pipelines.recipe import Stage
-from pipelines.recipes import load
+from pipelines.recipes import document, load
 from pipelines.rollout import Draft
 
 MakeDraft = Callable[..., Draft]
@@ -117,3 +117,14 @@ def test_a_stage_runs_and_its_objective_reads_what_it_made(
     assert gradient is not None and bool(torch.isfinite(gradient).all())
     if name not in ("fact_rlhf", "harmo", "vision_r1", "llava_critic_r1"):
         assert float(gradient.abs().sum()) > 0
+
+
+@pytest.mark.parametrize("name", sorted({name for name, _ in EVERY}))
+def test_what_was_not_seen_is_marked(name: str) -> None:
+    """A recipe whose source names neither code nor paper as read is experimental, and its text says why."""
+    recipe = load(name, {})
+    seen = "code" in recipe.source and "read" in recipe.source or "paper read" in recipe.source
+    assert recipe.experimental or seen
+    said = document(name)
+    assert any(word in said for word in ("read", "third-party", "inferred", "from memory"))
+    assert "arXiv" in recipe.paper and "arXiv" in said

@@ -78,6 +78,7 @@ def test_nothing_to_pair(rollout):
     assert admitted(two, scores(1.0, None), [NoTies()]) == ([], Counter(missing_score=1))
     assert admitted(two[:1], scores(1.0), [NoTies()]) == ([], Counter(too_few_responses=1))
     assert admitted(two, scores(1.0, 1.0), [NoTies()]) == ([], Counter(tie=1))
+    assert admitted(two, scores(2.0, 1.0), [NoTies()]) == ([], Counter(same_response=1))
 
 
 def test_duplicates_are_left_out(rollout):
