@@ -27,7 +27,6 @@ from actors.proof import tensor_digest
 from actors.reading import MicroBatch, Reader
 from actors.references import References
 from actors.running import Heads, observed
-from actors.stages import require_possible
 from actors.step_log import (
     Counts,
     StepResult,
@@ -43,6 +42,7 @@ from pipelines.objectives.base import Objective, Term, advanced
 from pipelines.objectives.batch import add_totals
 from pipelines.recipe import Extrapolate, MergeAdapter, Recipe, Refresh, ResetOptimizer, Stage
 from pipelines.settings import LearnerSettings
+from pipelines.training_requirements import require_possible
 from pipelines.types import Canary, Comparison, Group, MediaTable, TensorDigest
 
 MOST_SKIPPED = 3  # non-finite steps in a row that are tolerated

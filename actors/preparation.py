@@ -11,7 +11,6 @@ from actors.checkpoints import BadCheckpoint, newest_verified
 from actors.crew import Plan
 from actors.exporting import syncs_adapter
 from actors.processing import Processing
-from actors.stages import require_possible
 from actors.tickets import BODIES
 from pipelines import recipes
 from pipelines.data import DataError, Source, admit, open_source
@@ -27,10 +26,6 @@ def prepare(settings: Settings, run_dir: Path, *, resume: bool) -> Plan:
     """
     run_dir = run_dir.absolute()  # workers have working directories of their own
     recipe = recipes.load(settings.recipe, settings.method)
-    try:
-        require_possible(settings.learner, recipe)
-    except ValueError as error:
-        raise SettingsError(str(error)) from error
     base = model_path(settings)
     source = open_source(settings)
     run_dir.mkdir(parents=True, exist_ok=True)

@@ -21,13 +21,7 @@ from pipelines.recipe import Stage
 from pipelines.references import Blended, Harmonic, Reference
 from pipelines.types import Comparison
 
-FEATURES = frozenset({"kl_forward", "kl_reverse", "reference_hidden"})  # of a reference's own forward
 FILE = "reference.safetensors"
-
-
-def reads_reference(objective: Objective) -> bool:
-    """Whether a term reads a reference at all."""
-    return "reference" in objective.views or bool(FEATURES & objective.needs)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,7 +69,7 @@ class References:
     def enter(self, stage: Stage) -> None:
         """Makes ready what the stage reads; all ranks call it."""
         self._kind = stage.reference
-        if not reads_reference(stage.objective):
+        if not stage.objective.reads_reference:
             return
         if self._policy.lora is None and self.twin is None:
             self.twin = Twin(self._policy.processing, self._policy)
@@ -100,7 +94,7 @@ class References:
         self, batch: Batch, table: Table, comparisons: Sequence[Comparison], objective: Objective
     ) -> Reading | None:
         """None when no term of the objective reads a reference; all ranks call it together."""
-        if not reads_reference(objective):
+        if not objective.reads_reference:
             return None
         needs = objective.needs
         wanted = set[str]()

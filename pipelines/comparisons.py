@@ -17,7 +17,7 @@ T = TypeVar("T", Prompt, Response)
 
 
 class Compare:
-    """Builds zero or more comparisons of a group. What it declares is checked against objective and program."""
+    """Builds the comparisons of a group. What it declares is checked against objective and program."""
 
     @property
     def emits(self) -> frozenset[str]:

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 # "reference": samples of the frozen reference; "mixture", "contrast": logits of two forwards;
-# "acts": operations inside the model; "prefix": continue a given beginning; "probe": teacher-forced log-probs;
-# "attention": attention mass on each media
+# "acts": operations inside the model; "prefix": continue a given beginning;
+# "probe": teacher-forced log-probs; "attention": attention mass on each media
 Ability = Literal["reference", "mixture", "contrast", "acts", "prefix", "probe", "attention"]
 
 
@@ -95,9 +95,9 @@ class Contrast(Decoder):
 
 @dataclass(frozen=True, kw_only=True)
 class Grounded(Decoder):
-    """M3ID: while the most likely token has p < alpha, l + ((1 - g) / g) (l - l_without_media), g = exp(-decay t).
+    """While the most likely token has p < alpha, l + ((1 - g) / g) (l - l_without_media), g = exp(-decay t).
 
-    M3ID (third-party note); t counts answer tokens from 0.
+    M3ID (third-party note); l are logits, t counts answer tokens from 0.
     """
 
     alpha: float = 0.3

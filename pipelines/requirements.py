@@ -12,6 +12,7 @@ from pipelines.programs.editing import Edited
 from pipelines.recipe import Recipe
 from pipelines.rollout import Pipe, Step
 from pipelines.settings import Settings
+from pipelines.training_requirements import training_problems
 
 VLLM: Final[frozenset[Ability]] = frozenset({"prefix", "probe"})  # what the vLLM generator can
 
@@ -37,6 +38,7 @@ def problems(settings: Settings, recipe: Recipe) -> Iterator[str]:
         recipe.ends(settings.learner.steps)
     except ValueError as error:
         yield f"learner.steps: {error}"
+    yield from training_problems(settings.learner, recipe)
     if settings.rollout.engine.backend == "vllm":
         yield from _beyond_vllm(recipe)
     if settings.editor == "world" and settings.data.source != "glyphs":

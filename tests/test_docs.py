@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import re
 import shlex
@@ -13,6 +14,9 @@ import pytest
 import yaml
 
 from pipelines import catalogue, recipes
+from pipelines.editors import load_editor
+from pipelines.rewards import load_reward
+from pipelines.rewards.base import is_reward
 from pipelines.settings import Settings
 
 ROOT = Path(__file__).parents[1]
@@ -67,6 +71,23 @@ def test_the_walk_through_a_new_method_does_what_it_says(tmp_path: Path) -> None
 
     assert "2 passed" in golden.stdout, golden.stdout + golden.stderr
     assert validated.returncode == 0, validated.stdout + validated.stderr
+
+
+def test_the_reward_and_the_editor_shown_can_be_loaded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for code in blocks(ROOT / "docs" / "own_data.md", "python"):
+        name, _, body = code.partition("\n")
+        if name.startswith("# ") and name.endswith(".py"):
+            (tmp_path / name.removeprefix("# ")).write_text(body)
+    own = {"data": {"source": "rows.jsonl"}, "model": "model"}
+    reward, editor = f"{tmp_path}/rewards.py:build", f"{tmp_path}/edits.py:rewrite"
+    settings = Settings.model_validate({**own, "reward": reward, "editor": editor})
+
+    assert is_reward(load_reward(settings))
+    edited = asyncio.run(load_editor(settings)("two", "inject", {}, 0))
+
+    assert edited == "three"
 
 
 def test_the_page_of_methods_is_made_from_the_recipes() -> None:

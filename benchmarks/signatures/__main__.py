@@ -44,7 +44,7 @@ def main(arguments: Sequence[str]) -> int:
 def train(jobs: Sequence[tuple[str, int]], workers: int) -> None:
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # one core each; more threads only wait for one another
     missing = [(arm, seed) for arm, seed in jobs if not (FOLDER / f"{arm}-{seed}.json").exists()]
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn"), max_tasks_per_child=20) as pool:
+    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
         waiting = {pool.submit(run, arm, seed): (arm, seed) for arm, seed in missing}
         for number, future in enumerate(as_completed(waiting), start=1):
             arm, seed = waiting[future]

@@ -150,6 +150,7 @@ class Head:
         return nn.Sequential(*layers, nn.Linear(widths[-1], self.outputs))
 
 
+REFERENCE_FEATURES = frozenset({"kl_forward", "kl_reverse", "reference_hidden"})  # of its own forward
 Feature = Literal["kl_forward", "kl_reverse", "collision", "entropy", "hidden", "reference_hidden"]
 
 
@@ -266,6 +267,11 @@ class Objective:
     @property
     def needs(self) -> frozenset[Feature]:
         return frozenset(feature for _, term in self.terms for feature in term.needs)
+
+    @property
+    def reads_reference(self) -> bool:
+        """Whether a term reads a reference at all."""
+        return "reference" in self.views or bool(REFERENCE_FEATURES & self.needs)
 
     @property
     def heads(self) -> tuple[Head, ...]:

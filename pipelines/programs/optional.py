@@ -10,8 +10,8 @@ from pipelines.rollout import Draft, Drop, Step, Tools
 
 @dataclass(frozen=True)
 class Maybe(Step):
-    """The step, or the draft as it was when the step would drop the group. What it makes is then missing: list
-    it as optional in `compare`."""
+    """The step, or the draft as it was when the step would drop the group. What it makes is then missing:
+    list it as optional in `compare`."""
 
     step: Step
 

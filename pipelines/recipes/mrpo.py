@@ -22,7 +22,8 @@ def recipe(
 
     MRPO, arXiv 2405.16388 (code read). `others`: checkpoints with the vocabulary of the policy; `share` is
     the weight of the run's own model, the rest is split evenly. The released code for two models attaches
-    each weight to the other model; here the formula is used. Without others it is DPO.
+    each weight to the other model; here the formula is used. The paper's adaptive weights are left out.
+    Without others it is DPO.
     """
     return one_stage(
         "mrpo",

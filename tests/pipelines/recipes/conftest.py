@@ -16,6 +16,7 @@ from pipelines.objectives.base import Reads
 from pipelines.objectives.batch import tabulate
 from pipelines.perturbations.base import DamageRequest, damage
 from pipelines.recipe import Stage
+from pipelines.recipes import load
 from pipelines.rewards.base import AnyReward, judge_group
 from pipelines.rewards.world import World
 from pipelines.rollout import Draft, Drop, Probe, derived_seed
@@ -234,3 +235,20 @@ def read() -> Callable[..., Reads]:
 @pytest.fixture
 def worth() -> Callable[..., float]:
     return _worth
+
+
+@pytest.fixture
+def play(
+    glyphs_draft: Callable[..., Draft], glyphs_tools: Callable[..., GlyphsTools]
+) -> Callable[..., tuple[Stage, Draft, tuple[Comparison, ...], GlyphsTools]]:
+    """(stage, draft, comparisons, tools) of a recipe on a caption row."""
+
+    def go(
+        name: str, stage: int = 0, tools: dict[str, Any] | None = None, **params: Any
+    ) -> tuple[Stage, Draft, tuple[Comparison, ...], GlyphsTools]:
+        used = glyphs_tools(**(tools or {}))
+        built = load(name, params).stages[stage]
+        done, made = _run(built, glyphs_draft(), used)
+        return built, done, made, used
+
+    return go

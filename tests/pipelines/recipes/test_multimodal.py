@@ -123,7 +123,7 @@ def test_a_stage_runs_and_its_objective_reads_what_it_made(
 def test_what_was_not_seen_is_marked(name: str) -> None:
     """A recipe whose source names neither code nor paper as read is experimental, and its text says why."""
     recipe = load(name, {})
-    seen = "code" in recipe.source and "read" in recipe.source or "paper read" in recipe.source
+    seen = ("code" in recipe.source and "read" in recipe.source) or "paper read" in recipe.source
     assert recipe.experimental or seen
     said = document(name)
     assert any(word in said for word in ("read", "third-party", "inferred", "from memory"))

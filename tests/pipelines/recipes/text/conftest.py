@@ -17,7 +17,6 @@ from pipelines.recipe import Stage
 from pipelines.recipes import load
 from pipelines.rollout import Draft, Drop
 from pipelines.types import (
-    Behaviour,
     Candidate,
     Comparison,
     Message,
@@ -86,6 +85,16 @@ def comparison_of(number: int, cells: Row, edges: EdgesOf, spans: Mapping[str, A
 @pytest.fixture(scope="session")
 def cell() -> Callable[..., Cell]:
     return Cell
+
+
+@pytest.fixture(scope="session")
+def win(cell: Callable[..., Any]) -> Any:
+    return cell(policy=(-0.5, -0.5), reference=(-0.75, -0.75))
+
+
+@pytest.fixture(scope="session")
+def lose(cell: Callable[..., Any]) -> Any:
+    return cell(policy=(-1.0,) * 4, reference=(-0.5, -0.5, -1.25, -1.25))
 
 
 @pytest.fixture(scope="session")
@@ -200,7 +209,3 @@ def play(glyphs_draft: Callable[..., Draft], glyphs_tools: Callable[..., Any]) -
         raise AssertionError(f"every group was dropped: {reasons}")
 
     return build
-
-
-def behaviour(stream: str = "policy") -> Behaviour:
-    return Behaviour(stream=stream, decoder={}, oldest=0, newest=0, logps=())

@@ -15,13 +15,13 @@ import torch
 from safetensors.numpy import load_file
 
 from actors.exporting import syncs_adapter
-from actors.stages import require_possible
 from pipelines.objectives.base import Feature, Term
 from pipelines.objectives.pair import Pair
 from pipelines.objectives.scoring import Sum
 from pipelines.recipe import Extrapolate, MergeAdapter, Refresh, ResetOptimizer
 from pipelines.references import Blended, Harmonic
 from pipelines.settings import LearnerSettings, LoraSettings
+from pipelines.training_requirements import require_possible
 
 Make = Callable[..., Any]
 FREE = Pair("text", scoring=Sum(against=None))

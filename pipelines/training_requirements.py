@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from actors.references import FEATURES, reads_reference
-from pipelines.objectives.base import Objective
+from pipelines.objectives.base import REFERENCE_FEATURES, Objective
 from pipelines.recipe import Extrapolate, MergeAdapter, Recipe, Refresh, Stage
 from pipelines.references import Blended, Harmonic, NoReference
 from pipelines.settings import LearnerSettings
@@ -15,18 +14,20 @@ SMALLEST_BLEND = 2**-6  # of a bfloat16 weight: a smaller share of a difference 
 
 def require_possible(settings: LearnerSettings, recipe: Recipe) -> None:
     """Raises ValueError naming each stage that these settings cannot train, with the reason and the fix."""
-    problems = [
-        f"stage {number} of recipe {recipe.name!r}: {problem}"
-        for number, stage in enumerate(recipe.stages)
-        for check in (_adapter_problems, _reference_problems, _coupling_problems)
-        for problem in check(stage, settings)
-    ]
+    if problems := list(training_problems(settings, recipe)):
+        raise ValueError("; ".join(problems))
+
+
+def training_problems(settings: LearnerSettings, recipe: Recipe) -> Iterator[str]:
+    """Why the learner cannot train this recipe: stage, reason and fix."""
+    for number, stage in enumerate(recipe.stages):
+        for check in (_adapter_problems, _reference_problems, _coupling_problems):
+            for problem in check(stage, settings):
+                yield f"stage {number} of recipe {recipe.name!r}: {problem}"
     heads = {head for stage in recipe.stages for head in stage.objective.heads}
     if len({head.name for head in heads}) < len(heads):
         names = sorted(head.name for head in heads)
-        problems.append(f"recipe {recipe.name!r} declares different heads of one name: {names}; rename one")
-    if problems:
-        raise ValueError("; ".join(problems))
+        yield f"recipe {recipe.name!r} declares different heads of one name: {names}; rename one"
 
 
 def _adapter_problems(stage: Stage, settings: LearnerSettings) -> Iterator[str]:
@@ -49,9 +50,9 @@ def _adapter_problems(stage: Stage, settings: LearnerSettings) -> Iterator[str]:
 
 def _reference_problems(stage: Stage, settings: LearnerSettings) -> Iterator[str]:
     objective, reference = stage.objective, stage.reference
-    if isinstance(reference, NoReference) and reads_reference(objective):
+    if isinstance(reference, NoReference) and objective.reads_reference:
         yield f"{_first(objective)} reads a reference, but the stage has none; give it one"
-    if isinstance(reference, Harmonic) and (features := sorted(FEATURES & objective.needs)):
+    if isinstance(reference, Harmonic) and (features := sorted(REFERENCE_FEATURES & objective.needs)):
         yield (
             f"a harmonic mean of several models is defined for answers, not for the {features} that "
             f"{_first(objective)} needs; use one reference"
@@ -65,7 +66,7 @@ def _reference_problems(stage: Stage, settings: LearnerSettings) -> Iterator[str
 
 
 def _first(objective: Objective) -> str:
-    return next(repr(t) for _, t in objective.terms if "reference" in t.views or FEATURES & t.needs)
+    return next(repr(t) for _, t in objective.terms if "reference" in t.views or REFERENCE_FEATURES & t.needs)
 
 
 def _coupling_problems(stage: Stage, settings: LearnerSettings) -> Iterator[str]:
