@@ -8,6 +8,7 @@ import os
 import sys
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import replace
 from multiprocessing import get_context
 
 from cpuinfo import get_cpu_info
@@ -16,13 +17,11 @@ from benchmarks.signatures.page import Runs, write
 from benchmarks.signatures.rows import ROWS
 from benchmarks.signatures.runs import FOLDER, run
 
-SEEDS = 5
-
 
 def main(arguments: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.signatures")
     parser.add_argument("rows", nargs="*", metavar="ROW", help=", ".join(row.key for row in ROWS))
-    parser.add_argument("--seeds", type=int, default=SEEDS)
+    parser.add_argument("--seeds", type=int, help="in place of each row's own number")
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="trainings at one time")
     parser.add_argument("--page", action="store_true", help="train nothing, write the page")
     given = parser.parse_args(arguments)
@@ -31,13 +30,15 @@ def main(arguments: Sequence[str]) -> int:
             f"no such row: {', '.join(sorted(unknown))}; known: {', '.join(row.key for row in ROWS)}"
         )
     rows = [row for row in ROWS if not given.rows or row.key in given.rows]
-    seeds = range(given.seeds)
+    if given.seeds:
+        rows = [replace(row, seeds=given.seeds) for row in rows]
     if not given.page:
         # Seed by seed, so that whatever time allows is a whole comparison.
-        arms = dict.fromkeys(arm for row in rows for arm in row.arms)
-        train([(arm, seed) for seed in seeds for arm in arms], given.workers)
+        last = max(row.seeds for row in rows)
+        jobs = [(arm, seed) for seed in range(last) for row in rows for arm in row.arms if seed < row.seeds]
+        train(list(dict.fromkeys(jobs)), given.workers)
     machine = f"{get_cpu_info().get('brand_raw', 'unknown processor')}, {os.cpu_count()} cores"
-    write(ROWS, kept(), seeds, "make signatures", machine)
+    write(ROWS, kept(), "make signatures", machine)
     return 0
 
 

@@ -134,6 +134,12 @@ def _damage_of(name: str, **parameters: Any) -> Damage:
     return next(step for step in getattr(program, "steps", ()) if isinstance(step, Damage))
 
 
+def longer(name: str) -> Arm:
+    """An arm with a budget after which little changes."""
+    return Arm(lambda: ARMS[name].build(), {"learner.steps": 40, "learner.lr": 4e-5}, (SHOWN[name],))
+
+
+SHOWN = {"dpo": "dpo", "mdpo": "mdpo", "mfpo_once": "mfpo"}
 KEY = _key_regions()
 WHOLE = Damage("m", Diffuse(500))
 SOMEWHERE = Damage("m", Diffuse(500), RandomFraction(0.2))
@@ -156,6 +162,9 @@ ARMS: dict[str, Arm] = {
     "mfpo_no_text": ablated(KEY, text=False),
     "mfpo_no_media": ablated(KEY, media=False),
     "mfpo_no_anchor": ablated(KEY, anchor=False),
+    "dpo_long": longer("dpo"),
+    "mdpo_long": longer("mdpo"),
+    "mfpo_long": longer("mfpo_once"),
     "opa_dpo": corrections(aligned=True),
     "corrections_dpo": corrections(aligned=False),
     "rounds_refreshed": rounds(3, refresh=True),

@@ -62,14 +62,14 @@ def verdict_of(findings: Sequence[Finding]) -> Verdict:
     return "not reproduced" if "not reproduced" in verdicts else "undecided"
 
 
-def write(rows: Sequence[Row], runs: Runs, seeds: Sequence[int], command: str, machine: str) -> None:
+def write(rows: Sequence[Row], runs: Runs, command: str, machine: str) -> None:
     """docs/signatures.md for people, docs/signatures.json for the page of methods."""
     sections: list[str] = []
     records: list[dict[str, Any]] = []
     for row in rows:
-        findings = [found(ordering, runs, seeds) for ordering in row.orderings]
+        findings = [found(ordering, runs, range(row.seeds)) for ordering in row.orderings]
         verdict = verdict_of(findings)
-        sections.append(section(row, findings, verdict, runs, seeds))
+        sections.append(section(row, findings, verdict, runs))
         shown = sorted({recipe for arm in row.arms for recipe in ARMS[arm].shows})
         records.append({"key": row.key, "claim": row.claim, "verdict": verdict, "recipes": shown})
     introduction = (DOCS / "parts" / "signatures_introduction.md").read_text().rstrip()
@@ -82,7 +82,7 @@ def write(rows: Sequence[Row], runs: Runs, seeds: Sequence[int], command: str, m
     (DOCS / "signatures.json").write_text(json.dumps({"rows": records}, indent=1) + "\n")
 
 
-def section(row: Row, findings: Sequence[Finding], verdict: Verdict, runs: Runs, seeds: Sequence[int]) -> str:
+def section(row: Row, findings: Sequence[Finding], verdict: Verdict, runs: Runs) -> str:
     lines = [f"## `{row.key}`", "", f"{row.claim} ({row.source}): **{verdict}**.", ""]
     note = DOCS / "parts" / "signatures" / f"{row.key}.md"
     if note.exists():
@@ -96,7 +96,7 @@ def section(row: Row, findings: Sequence[Finding], verdict: Verdict, runs: Runs,
         lines.append(f"| {claim} | {ordering.measure} | {size} | {finding.verdict} |")
     lines += ["", "| arm | chair_i | recall | POPE | media margin, nats |", "|---|---|---|---|---|"]
     for arm in row.arms:
-        own = [runs[arm, seed] for seed in seeds if (arm, seed) in runs]
+        own = [runs[arm, seed] for seed in range(row.seeds) if (arm, seed) in runs]
         cells = [spread([run[name] for run in own]) for name in ("chair_i", "recall", "pope", "media_margin")]
         lines.append(f"| `{arm}` | {' | '.join(cells)} |")
     return "\n".join(lines)

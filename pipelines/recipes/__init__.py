@@ -14,6 +14,19 @@ from pydantic import ValidationError, validate_call
 
 from pipelines.recipe import Recipe
 
+# Acronyms that several papers use -> the methods of that name which are here.
+SHARED_NAMES: Mapping[str, tuple[str, ...]] = {
+    "apo": ("apo_accelerated", "apo_zero", "apo_down"),
+    "hypo": ("hypo_coverage", "hypo_gating"),
+    "mpo": ("internvl_mpo",),
+    "rdpo": ("robust_dpo", "realign_rdpo", "rationale_dpo"),
+    "rpo": ("rpo_sft", "rrpo"),
+    "spo": ("spo_degrees", "sppo"),
+    "tdpo": ("haven_tdpo",),
+    "tpo": ("tpo_tree", "tpo_triple", "task_po"),
+    "vpo": ("vpo_incentivized",),
+}
+
 
 @dataclass(frozen=True, kw_only=True)
 class Parameter:
@@ -106,7 +119,7 @@ def _function(name: str) -> Callable[..., Any]:
     if ":" not in name:
         if name not in names():
             raise ValueError(
-                f"unknown recipe {name!r}{_nearest(name, names())}; known: {', '.join(names())}, "
+                f"unknown recipe {name!r}{_meant(name)}; known: {', '.join(names())}, "
                 "or package.module:function"
             )
         return importlib.import_module(f"{__name__}.{name}").recipe
@@ -118,6 +131,15 @@ def _function(name: str) -> Callable[..., Any]:
     if not inspect.isfunction(function):
         raise ValueError(f"recipe {name!r}: expected a function, got {type(function).__name__}")
     return function
+
+
+def _meant(name: str) -> str:
+    shared = SHARED_NAMES.get(name.lower().replace("-", "").replace("_", ""), ())
+    if not shared:
+        return _nearest(name, names())
+    modules = (importlib.import_module(f"{__name__}.{key}") for key in shared)
+    told = [f"{key} ({inspect.getdoc(m)})" for key, m in zip(shared, modules, strict=True)]
+    return f"; papers share this name: choose {' or '.join(told)}"
 
 
 def _nearest(word: str, known: Iterable[str]) -> str:

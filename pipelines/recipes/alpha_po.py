@@ -21,11 +21,11 @@ def recipe(
 ) -> Recipe:
     """-log sigmoid(beta (r_w - r_l) - gamma), r = (1 - p^-alpha) / alpha, p = exp(log pi(y) / |y|).
 
-    AlphaPO, arXiv 2501.03884 (TRL's code read). alpha -> 0 is SimPO.
+    AlphaPO, arXiv 2501.03884 (TRL's code read). alpha -> 0 is SimPO. The default of `alpha` is from memory.
     """
     return one_stage(
         "alpha_po",
-        paper="AlphaPO, arXiv 2501.03884",
+        paper="AlphaPO: Reward Shape Matters for LLM Alignment, arXiv 2501.03884",
         source="TRL's code read (numbers reproduced in tests/goldens)",
         rollout=pairs_from(pairs, samples, min_gap),
         objective=Pair("text", beta, scoring=Alpha(alpha), margin=Constant(gamma)),

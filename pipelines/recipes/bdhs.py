@@ -23,8 +23,8 @@ def recipe(
     """Half DPO on a recorded pair, half DPO against an answer sampled with hidden visual tokens.
 
     BDHS of "Understanding Alignment in Multimodal LLMs", arXiv 2407.02477 (paper read): each visual embedding
-    is hidden from attention with probability `rho`; every sentence of the chosen answer is cut at a random
-    point and completed so, given the true sentences before it; yes and no are flipped with probability
+    is hidden from attention with probability `rho`; each sentence of the chosen answer keeps a random
+    beginning and is finished so, after the true sentences before it; yes and no are flipped with probability
     `flip`; an answer more than `similar` like the chosen one is drawn again up to `tries` times, finally
     unguided. Sampled with hidden tokens, scored under the clean prompt. Likeness is by words here, by
     sentence embeddings there. It needs an engine that can hide tokens (Hugging Face).

@@ -17,7 +17,8 @@ def recipe(*, samples: int = 8, kl: float = 0.05) -> Recipe:
     """-log pi(best of n), plus kl * KL(pi || ref) on it, per token.
 
     Baseline of the study of suboptimal on-policy data (its repository was read): likelihood of the best
-    sample and an approximate KL. Among equal scores the first sample is the best.
+    sample and a KL, there estimated on the sample, here exact at each of its tokens; its weight is inferred.
+    Among equal scores the first sample is the best.
     """
     return one_stage(
         "best_of_n",

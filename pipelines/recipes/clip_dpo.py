@@ -30,7 +30,8 @@ def recipe(
     gates = (MinGap(gap), LengthRatio(length_ratio), Floors(-math.inf if floor is None else floor))
     return one_stage(
         "clip_dpo",
-        paper="CLIP-DPO: Vision-Language Models as a Source of Preference, arXiv 2408.10433",
+        paper="CLIP-DPO: Vision-Language Models as a Source of Preference for Fixing Hallucinations in "
+        "LVLMs, arXiv 2408.10433",
         source="third-party note; beta and length ratio inferred. Candidates of the policy are ours",
         rollout=Sample(samples) >> Pairs(gates),
         objective=Pair("text", beta),

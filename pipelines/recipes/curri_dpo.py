@@ -6,15 +6,24 @@ from pipelines.comparisons import Edges
 from pipelines.objectives.pair import Pair
 from pipelines.programs.choosing import Ranked
 from pipelines.programs.sampling import Sample
-from pipelines.recipe import Recipe, Refresh, Stage
+from pipelines.recipe import Recipe, Stage
+from pipelines.recipes._multimodal import renewed
 
 
-def recipe(*, samples: int = 4, beta: float = 0.1, refresh: bool = True, pooled: bool = False) -> Recipe:
+def recipe(
+    *,
+    samples: int = 4,
+    beta: float = 0.1,
+    refresh: bool = True,
+    pooled: bool = False,
+    lora: bool = False,
+) -> Recipe:
     """DPO on (best, worst), then (best, second worst), then (best, second), one stage each.
 
     Curri-DPO, arXiv 2403.07230 (third-party note): the gap of the ratings orders the pairs from easy to hard,
     and each stage's reference is the last stage's model. The answers are ranked by the run's reward; each
-    stage samples anew. `pooled` is the paper's ablation: the three pairs of every group in one stage.
+    stage samples anew. `pooled` is the paper's ablation: the three pairs of every group in one stage. `lora`:
+    the run trains an adapter, which is merged between the stages.
     """
     names = ("a", "b", "c", "d")
     program = Sample(samples) >> Ranked(names=names)
@@ -33,7 +42,7 @@ def recipe(*, samples: int = 4, beta: float = 0.1, refresh: bool = True, pooled:
                 rollout=program,
                 compare=Edges({"text": cells}),
                 objective=1.0 * Pair("text", beta),
-                then=(Refresh(),) if refresh else (),
+                then=renewed(lora) if refresh else (),
             )
             for cells in hard_last.values()
         )

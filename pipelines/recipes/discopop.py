@@ -18,7 +18,7 @@ def recipe(
 ) -> Recipe:
     """-(1 - m) log sigmoid(z) + m exp(-z), z = beta (rho_w - rho_l), m = sigmoid(z / tau).
 
-    DiscoPOP, arXiv 2406.08414 (TRL's code read). Not convex: its slope at 0 is positive for tau = 0.05.
+    DiscoPOP, arXiv 2406.08414 (TRL's code read). Not convex: for tau = 0.05 it rises through 0.
     """
     return one_stage(
         "discopop",

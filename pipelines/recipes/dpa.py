@@ -22,8 +22,9 @@ def recipe(
     """-log pi(y* | x, v): per prompt a direction v = (cos t, sin t), y* the sample with the largest v . r.
 
     DPA, arXiv 2402.18571 (repository's README read; the loop is from memory). The direction is drawn with |t|
-    <= `degrees` and stated in the prompt; `first` and `second` are parts of the score. Each round samples
-    from the newest policy.
+    <= `degrees` and stated in the prompt; `first` and `second` are parts of the score (there helpfulness and
+    verbosity, stated in the system prompt; here at the end of the question). Inferred: t is uniform. Each
+    round samples from the newest policy.
     """
     stage = Stage(
         rollout=Direct("xv", first, second, degrees)

@@ -15,8 +15,9 @@ def recipe(*, samples: int = 4, clip: float = 0.2, kl: float = 0.1) -> Recipe:
     Factually Augmented RLHF of LLaVA-RLHF, arXiv 2309.14525 (code read). What is special is the reward: a
     model whose prompt holds captions or options, with bonuses and penalties, which
     `pipelines.rewards.rules.factually_augmented` and `pipelines.rewards.prompts.Augmented` build; set it as
-    the run's. There PPO with a value network, KL 0.1, learning rate 3e-5, LoRA; here `samples` answers of a
-    prompt give the baseline instead (ours), so there is no value network.
+    the run's. There PPO with a value network, KL 0.1 inside the reward (here a term of the loss), learning
+    rate 3e-5, LoRA; here `samples` answers of a prompt give the baseline instead (ours), so there is no value
+    network.
     """
     return one_stage(
         "fact_rlhf",

@@ -31,7 +31,8 @@ def recipe(
     """
     return Recipe(
         name="haven_tdpo",
-        paper="Exploring Hallucination of Large Multimodal Models in Video Understanding, arXiv 2503.19622",
+        paper="Exploring Hallucination of Large Multimodal Models in Video Understanding: "
+        "Benchmark, Analysis and Mitigation, arXiv 2503.19622",
         source="abstract; the loss and its weights inferred",
         experimental=True,
         stages=(

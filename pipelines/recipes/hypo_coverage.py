@@ -22,7 +22,8 @@ def recipe(
     """DPO on pairs + kl * E_{y ~ pi}[sg(rho(y) - baseline) log pi(y)], the gradient of KL(pi || ref).
 
     HyPO, arXiv 2406.01462 (third-party note; the form of the KL estimate is from memory). The fresh samples
-    carry no label; their baseline is the mean of the others (RLOO). Not to be confused with `hypo_gating`.
+    carry no label; their baseline is the mean of the others (RLOO). Inferred: the weight
+    `kl` and `kl_samples`. Not to be confused with `hypo_gating`.
     """
     return one_stage(
         "hypo_coverage",

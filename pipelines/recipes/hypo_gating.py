@@ -18,14 +18,14 @@ def recipe(
 ) -> Recipe:
     """-log sigmoid(beta (D - max(0, D_ref))), D = log pi(w) - log pi(l), D_ref the same of the reference.
 
-    HyPO of arXiv 2602.11902 (formula from a third-party note). Where the reference prefers the rejected
-    answer it is treated as neutral. Not to be confused with coverage HyPO (`hypo_coverage`, arXiv
-    2406.01462).
+    HyPO (hybrid DPO), arXiv 2602.11902 (abstract read, which has the formula). A reference that prefers the
+    rejected answer has no say; any other counts as in DPO. Not to be confused with coverage HyPO
+    (`hypo_coverage`, arXiv 2406.01462).
     """
     return one_stage(
         "hypo_gating",
-        paper="HyPO (reference gating), arXiv 2602.11902",
-        source="third-party note; formula only",
+        paper="Mitigating Mismatch within Reference-based Preference Optimization (HyPO), arXiv 2602.11902",
+        source="abstract read; defaults inferred",
         rollout=pairs_from(pairs, samples, min_gap),
         objective=Pair("text", beta, scoring=Sum(against=None), margin=ReferenceGate(beta)),
         experimental=True,

@@ -10,6 +10,7 @@ from pipelines.objectives.pair import Pair
 from pipelines.programs.choosing import best_and_worst
 from pipelines.programs.given import Gold
 from pipelines.recipe import Recipe, ResetOptimizer, Stage
+from pipelines.recipes._multimodal import renewed
 from pipelines.recipes._text import TEXT
 
 
@@ -19,13 +20,14 @@ def recipe(
     min_gap: float = 0.0,
     beta: float = 0.1,
     divergence: Literal["kl", "pearson", "hellinger"] = "pearson",
+    lora: bool = False,
 ) -> Recipe:
-    """psi_f(beta rho) of the gold answer, then DPO.
+    """psi_f(beta rho) of the gold answer, then DPO against the model that this gives.
 
     The implicit reward bridge between SFT and DPO, arXiv 2507.00018 (abstract read; the f-divergence forms
     are inferred): SFT matches distributions with a KL term that is constant and so does not constrain;
     another divergence keeps it. Advice of the authors, from memory: an SFT learning rate about ten times
-    smaller.
+    smaller. No other KL penalty is added here. `lora`: the run trains an adapter, merged between the stages.
     """
     return Recipe(
         name="implicit_sft",
@@ -37,7 +39,7 @@ def recipe(
                 rollout=Gold("g"),
                 compare=Cells({"g": "g@x"}),
                 objective=1.0 * FSft("g", divergence, beta),
-                then=(ResetOptimizer(),),
+                then=(*renewed(lora), ResetOptimizer()),
             ),
             Stage(rollout=best_and_worst(samples, min_gap), compare=TEXT, objective=1.0 * Pair("text", beta)),
         ),

@@ -30,7 +30,8 @@ def recipe(
     """0.8 DPO + 0.2 BCO + 1.0 NLL of the chosen answer.
 
     MPO of InternVL, arXiv 2411.10442 (code read). BCO per pair: -log sigmoid(r_w - delta) - log sigmoid(delta
-    - r_l), delta the running mean of r = beta rho (its term averages over answers, hence the factor 2).
+    - r_l), delta the running mean of r = beta rho over earlier steps (the code counts the batch at
+    hand as well; the term averages over answers, hence the factor 2).
 
     Rows whose `column` holds one of `verifiable` compare a right with a wrong sample by the run's reward. For
     all others DropoutNTP: the rejected answer keeps the first `keep` of the policy's own answer and goes on

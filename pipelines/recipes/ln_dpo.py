@@ -18,7 +18,7 @@ def recipe(
     """-log sigmoid(beta (rho_w / |w| - rho_l / |l|)).
 
     TRL's `sigmoid_norm` (code read); that it comes from Tulu 3 is from memory. With a constant reference it
-    is SimPO without a margin. beta is per token, hence larger than DPO's.
+    is SimPO without a margin. beta is per token, hence larger than DPO's; its default is inferred.
     """
     return one_stage(
         "ln_dpo",

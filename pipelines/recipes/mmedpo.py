@@ -35,7 +35,9 @@ def recipe(
     `media_relevance`; "value" takes the reward itself. A part that the reward does not give leaves the term
     without weight. Regions: the row's `heat_map`, above its mean - one deviation, as MedKLIP gives it there,
     or the `boxes` of what the answer speaks of; they are painted N(0, `std`) in grey levels, nearly black as
-    in the released code. Inferred: centre and bounds of s', that both pairs come from one group.
+    in the released code. The text pair is the policy's best and worst; there the rejected answer is the worst
+    of its samples or has injected errors. Inferred: centre and bounds of s', that both pairs come from one
+    group.
     """
     selector = HeatMap() if regions == "heat_map" else KeyRegions(GraphRank(5), KnownBoxes())
     return one_stage(

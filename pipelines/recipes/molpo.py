@@ -22,23 +22,27 @@ def recipe(
     beta: float = 1.0,
     pair: float = 1.0,
     floor: float = 1.0,
-    lam: float = 0.5,
+    lam: float = -0.5,
     lam_floor: float = 1.0,
     clip: float | None = 2.0,
     decay: float = 0.99,
     task: str | None = None,
 ) -> Recipe:
-    """NLL + pair * -log sigmoid(clip(gap) - lam R) + floor * -log sigmoid(r_l - lam_floor R); no reference.
+    """NLL + pair * -log sigmoid(beta (clip(gap) - lam R)) + floor * -log sigmoid(r_l - lam_floor R).
 
     MolPO of Mol-LLM, arXiv 2502.02810 (a derivative repository's code read). r is the *mean* log-probability
     of the gold answer's tokens, r_l the same under a perturbed structure, R the running mean (EMA 0.99) of
     the chosen r, for each task apart: `task` names the score part that holds the task's number, which asks
-    for a reward that gives it. The margin adapts to the task, and the last term keeps r_l from collapsing. On
-    pictures one random object is painted over; there a substructure of a molecule's graph is exchanged.
-    Inferred: all weights and the clip.
+    for a reward that gives it. R is below 0, so a target for the gap needs `lam` <= 0, which the code demands
+    too; the last term keeps r_l from collapsing. There is no reference. On pictures one random object is
+    painted over; there a substructure of a molecule's graph is exchanged. All weights are inferred; the clip
+    is a constant, where the code takes a multiple of |R|.
     """
+    if lam > 0:
+        raise ValueError(f"molpo: lam must not be positive, since R is negative; got {lam:g}")
     against_none = Mean(against=None)
-    target = TaskEma("chosen", lam, task, decay, clip, against_none)
+    bound = None if clip is None else beta * clip
+    target = TaskEma("chosen", beta * lam, task, decay, bound, against_none)
     bottom = TaskEma("chosen", lam_floor, task, decay, None, against_none)
     return one_stage(
         "molpo",
@@ -49,6 +53,7 @@ def recipe(
         compare=Edges({"media": ("w@x", "w@m")}),
         objective=Nll("media.winner")
         + pair * Pair("media", beta, scoring=against_none, margin=target)
-        + floor * Anchor("media.loser", bottom, beta, scoring=against_none),
+        + floor * Anchor("media.loser", bottom, 1.0, scoring=against_none),
         reference=NoReference(),
+        experimental=True,
     )

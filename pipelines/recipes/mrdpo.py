@@ -28,10 +28,10 @@ def recipe(
     """`rounds` of DPO + 0.1 * NLL of the gold answer, the reference renewed after each; then rebirth.
 
     video-SALMONN 2, arXiv 2506.15220 (code and abstract read). A round is 1,000 steps there; after it the
-    LoRA adapter (rank 256) is merged into the base, which becomes the reference. Answers are scored by
-    missing and hallucinated events (the run's reward). Rebirth fine-tunes the model of the start on answers
-    of the last one, which is then the reference: it needs an engine that samples from the reference (Hugging
-    Face). `lora`: the run trains an adapter.
+    LoRA adapter (rank 128, alpha 256) is merged into the base, which becomes the reference. Answers are
+    scored by missing and hallucinated events (the run's reward). Rebirth fine-tunes the model of the start on
+    answers of the last one, which is then the reference: it needs an engine that samples from the reference
+    (Hugging Face). `lora`: the run trains an adapter.
     """
     one = Stage(
         rollout=best_and_worst(samples, min_gap) >> Gold("g"),

@@ -34,7 +34,8 @@ def recipe(
     `mask_share` of its pixels at the mean. As released, the anchor on v pushes its log-ratio *down*.
 
     The revision is that of the run's editor ("correct"); GPT-4V also grades each change, here every changed
-    token weighs `severity` (inferred). `lora`: the run trains an adapter, which is merged between the stages.
+    token weighs `severity` (inferred), in the media pair of v as well, where the code has weights of its own.
+    `lora`: the run trains an adapter, which is merged between the stages.
     """
     own = Gold("g") >> Sample(1, "y", judged=False)
     damaged = own >> Edited("v", of="y", kind="correct") >> Damage("m", PixelMask(mask_share), of="g")

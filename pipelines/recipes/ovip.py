@@ -40,7 +40,7 @@ def recipe(
     draw = ForEach(("w", "l"), Damage("m", Generate(renderer_of(renderer)), of="l"))
     return Recipe(
         name="ovip",
-        paper="OViP: Online Vision-Language Preference Learning, arXiv 2505.15963",
+        paper="OViP: Online Vision-Language Preference Learning for VLM Hallucination, arXiv 2505.15963",
         source="code read; share of replay inferred",
         stages=(
             Stage(

@@ -16,7 +16,8 @@ def recipe(
 
     "Multi-modal preference alignment remedies regression of visual instruction tuning", arXiv 2402.10884
     (code and abstract read): Gemini rates helpfulness, correctness, coherence, complexity and verbosity; beta
-    0.1, learning rate 5e-5, LoRA 128. The run's reward rates here; `aspects` are parts that it must give, and
+    0.1, learning rate 5e-5, LoRA 128. The run's reward rates here (a judge read by
+    `rewards.generative.ReadAspects` gives parts and their sum); `aspects` are parts that it must give, and
     a score without one of them ends the run with an error. By default none is asked for.
     """
     return one_stage(

@@ -18,13 +18,14 @@ def recipe(
     """DPO + gamma * cross entropy of a head that predicts which share of the key content was deleted.
 
     Self-supervised preference degree (abstract read; mechanism from memory): increasing shares of key content
-    are deleted from the chosen answer, which gives `classes` degrees for nothing. Not to be confused with
-    step-aware SPO or SPPO.
+    are deleted from the chosen answer, which gives `classes` degrees for nothing. `gamma` and `classes` are
+    inferred. Not to be confused with step-aware SPO or SPPO.
     """
     names = tuple(f"degree/{k}" for k in range(classes))
     return one_stage(
         "spo_degrees",
-        paper="Self-supervised Preference Optimization: Preference Degree Awareness, arXiv 2409.17791",
+        paper="Self-supervised Preference Optimization: Enhance Your Language Model with Preference Degree "
+        "Awareness, arXiv 2409.17791",
         source="abstract read; mechanism from memory",
         rollout=best_and_worst(samples, min_gap) >> Graded("degree", "w", degrees(classes)),
         compare=TEXT | Cells({name: f"{name}@x" for name in names}),

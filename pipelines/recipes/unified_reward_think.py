@@ -26,7 +26,8 @@ def recipe(
     UnifiedReward-Think, arXiv 2505.03318 (code read): 5k distilled traces (column `thoughts`),
     rejection-sampling fine-tuning on answers with a reward of at least `correct`, then GRPO on the failures
     with n = 8, KL 0.04 and a reward of exact match and format (the run's). A group with some right answers
-    counts as a failure.
+    counts as a failure; one without any is dropped, since all its answers are equally wrong
+    (ours).
     """
     sampled = Sample(samples)
     return Recipe(

@@ -31,8 +31,9 @@ def recipe(
     UV-CoT and its sDPO, arXiv 2504.18397 (code and third-party note read). There the policy names boxes, is
     shown the crops and answers; here the crop is of the row's `boxes` that an answer speaks of. Every
     answer's score adds `gamma` times that of the answer given after the crop. Up to `pairs` pairs per prompt,
-    best with worst. `margin` 0 is the released code, which comments the margin out. gamma inferred. After
-    each iteration the reference becomes the policy (`lora`: the run trains an adapter).
+    best with worst. `margin` 0 is the released code, which comments the margin out. Inferred: gamma,
+    `samples` and `pairs`. After each iteration the reference becomes the policy (`lora`: the run trains an
+    adapter).
     """
     closer = Closer(KeyRegions(GraphRank(5), KnownBoxes()))
     gap = ScoreGap(margin) if margin else None

@@ -26,7 +26,7 @@ def recipe(
 
     VPO, arXiv 2405.19320 (third-party note; derivation inferred). Offline pessimism with the chosen answers
     is RPO up to the reference; online optimism with the reference's answers is XPO with its alpha = alpha
-    beta. Not to be confused with V-usable VPO.
+    beta. The default of `alpha` is inferred. Not to be confused with V-usable VPO.
     """
     program = pairs_from(pairs, samples, min_gap)
     if attitude == "optimism":

@@ -110,13 +110,12 @@ def test_the_page_and_its_json(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     (tmp_path / "parts").mkdir()
     (tmp_path / "parts" / "signatures_introduction.md").write_text("# Signatures\n")
     monkeypatch.setattr(page, "DOCS", tmp_path)
-    row = ROWS[4]
+    row = next(row for row in ROWS if row.key == "on_policy_alignment")
     better, worse = row.orderings[0].better, row.orderings[0].worse
 
     write(
         [row],
         runs(**{better: [0.1, 0.11, 0.1], worse: [0.3, 0.3, 0.31]}),
-        SEEDS,
         "make signatures",
         "a machine",
     )

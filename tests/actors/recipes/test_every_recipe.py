@@ -183,6 +183,9 @@ class Watch:
             assert 0 < len(free) < len(now)
         elif not self.lora:
             assert free == set(now)
+        elif trained.learner.stage > self.stage and stage.init == "previous":
+            then = self.recipe.stages[self.stage].then
+            assert trained.learner.policy.merged is any(isinstance(action, MergeAdapter) for action in then)
         self.policy, self.stage = now, trained.learner.stage
 
     def _reference(self, trained: Trained, stage: Stage) -> None:
@@ -228,8 +231,6 @@ class Watch:
         for name in trained:
             own = [key for key in after if key.startswith(f"{name}.")]
             assert own and any(not torch.equal(after[key], self.heads[key]) for key in own), name
-        merges = any(isinstance(action, MergeAdapter) for s in self.recipe.stages for action in s.then)
-        assert run.learner.policy.merged is (merges and self.lora)
 
 
 def check_groups(groups: Sequence[Group], stage: Stage, trained: Trained) -> None:

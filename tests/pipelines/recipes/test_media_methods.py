@@ -334,12 +334,12 @@ def test_ovip_pairs_are_gated_and_gold_steps_in(
 def test_molpo_follows_the_task(play: Play, worth: Play) -> None:
     """One object is painted over. With R = -1 carried and mean log-probs r_w = 0, r_l = 0:
 
-    NLL 0 + -log sigmoid(0 - 0.5 (-1)) + -log sigmoid(0 - (-1)).
+    NLL 0 + -log sigmoid(0 - (-0.5) (-1)) + -log sigmoid(0 - (-1)): the gap is asked to be 0.5.
     """
     stage, done, made, _ = play("molpo")
     boxes = [box_mask(done, set(entry["words"])) for entry in done.prompt.gold["boxes"]]
     assert sum(bool((changed(done, "m") & box).any()) for box in boxes) == 1
-    expected = math.log1p(math.exp(-0.5)) + math.log1p(math.exp(-1.0))
+    expected = math.log1p(math.exp(0.5)) + math.log1p(math.exp(-1.0))
     assert worth(stage, made, {}, carry={"chosen": -1.0}) == pytest.approx(expected, abs=1e-5)
 
 

@@ -14,7 +14,7 @@ from pipelines.objectives.pair import Pair
 from pipelines.objectives.scoring import OnlySpans
 from pipelines.programs.choosing import best_and_worst
 from pipelines.recipe import Stage
-from pipelines.recipes import document, load, names
+from pipelines.recipes import SHARED_NAMES, document, load, names
 from pipelines.recipes._text import TEXT
 from pipelines.references import NoReference
 
@@ -199,6 +199,19 @@ def test_methods_with_one_acronym_have_keys_of_their_own(acronym: str) -> None:
 def test_a_bare_acronym_is_no_key(key: str) -> None:
     with pytest.raises(ValueError, match=f"unknown recipe '{key}'"):
         load(key, {})
+
+
+@pytest.mark.parametrize("written", ["rdpo", "R-DPO", "rDPO"])
+def test_a_shared_acronym_tells_what_it_may_mean(written: str) -> None:
+    with pytest.raises(ValueError, match=r"share this name: choose robust_dpo \(Robust DPO.*realign_rdpo \("):
+        load(written, {})
+
+
+def test_shared_acronyms_lead_to_recipes() -> None:
+    for acronym, keys in SHARED_NAMES.items():
+        assert acronym not in names() and set(keys) <= set(names())
+    for acronym in ("hypo", "apo", "tpo", "rdpo"):
+        assert len(SHARED_NAMES[acronym]) > 1
 
 
 def test_what_was_not_seen_is_marked() -> None:
