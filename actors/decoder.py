@@ -26,7 +26,7 @@ from actors.engine import EngineError
 from actors.holder import Decoding, Holder
 from actors.processing import Processing
 from actors.token_sampling import Answer, Ask, Vocabulary, draw
-from pipelines.decoding import Ability, Contrast, Decoder, FromReference, Grounded, Mixture
+from pipelines.decoding import Ability, Contrast, Decoder, FromCheckpoint, FromReference, Grounded, Mixture
 from pipelines.rollout import Probe
 from pipelines.settings import EngineSettings, LoraSettings
 from pipelines.types import Canary, MediaTable, Prompt, Response, Rollout
@@ -55,7 +55,7 @@ class HuggingFaceGenerator(Holder):
     """
 
     abilities: frozenset[Ability] = frozenset(
-        {"reference", "mixture", "contrast", "acts", "prefix", "probe", "attention"}
+        {"reference", "checkpoint", "mixture", "contrast", "acts", "prefix", "probe", "attention"}
     )
 
     def __init__(
@@ -77,7 +77,7 @@ class HuggingFaceGenerator(Holder):
         self._using = asyncio.Lock()  # of the models
         self._preparing = asyncio.Lock()
         self._batcher: Batcher[Item, Any] = Batcher(self._serve)
-        self._others: dict[str, CachedModel] = {}
+        self._others: dict[tuple[str, str], CachedModel] = {}  # by role and path
         self._model: CachedModel | None = None
         self._subject: DecoderSubject | None = None
         self._batches = self._faults = 0
@@ -226,9 +226,9 @@ class HuggingFaceGenerator(Holder):
         room, most = self.room(prompt, prefix), self.decoding.max_tokens
         context = self._context(prompt, media, most, prefix)
         second: Context | None = None
-        if isinstance(decoder, Grounded) or (isinstance(decoder, Contrast) and decoder.other is None):
+        if isinstance(decoder, Grounded) or (isinstance(decoder, Contrast) and decoder.checkpoint is None):
             second = self._context(without_media(prompt), {}, most, prefix)
-        elif isinstance(decoder, FromReference | Mixture | Contrast):
+        elif isinstance(decoder, FromReference | FromCheckpoint | Mixture | Contrast):
             second = context
         elif type(decoder) is not Decoder:
             raise ValueError(f"the Hugging Face generator cannot decode as {type(decoder).__name__} does")
@@ -322,13 +322,18 @@ class HuggingFaceGenerator(Holder):
 
     def _second(self, decoder: Decoder) -> CachedModel:
         """The model of the second forward: the policy without media, another checkpoint, or the reference."""
-        if isinstance(decoder, Grounded) or (isinstance(decoder, Contrast) and decoder.other is None):
-            return self._policy
-        return self._other(str(decoder.other) if isinstance(decoder, Contrast) else self._reference_path)
+        if isinstance(decoder, FromReference | Mixture):
+            return self._reference
+        return self._policy if decoder.checkpoint is None else self._other("checkpoint", decoder.checkpoint)
+
+    @property
+    def _reference(self) -> CachedModel:
+        """Never one with a checkpoint of the same path: the reference may adopt other weights."""
+        return self._other("reference", self._reference_path)
 
     def _load_reference(self, weights: Mapping[str, torch.Tensor]) -> None:
         """Raises ValueError for names that are missing or unknown."""
-        model = self._other(self._reference_path).model
+        model = self._reference.model
         problem = model.load_state_dict(dict(weights), strict=False)
         stored = set(dict(model.named_parameters()))
         lost = stored & set(problem.missing_keys)
@@ -338,17 +343,18 @@ class HuggingFaceGenerator(Holder):
                 f"{problem.unexpected_keys[:3]}, missing {sorted(lost)[:3]}"
             )
 
-    def _other(self, path: str) -> CachedModel:
+    def _other(self, role: str, path: str) -> CachedModel:
         """A model beside the policy, loaded when it is first asked for."""
-        if path not in self._others:
+        if (role, path) not in self._others:
             processing = Processing(path, max_length=self._engine.max_model_len)
             if processing.text_config.vocab_size != self.processing.text_config.vocab_size:
                 raise ValueError(
                     f"checkpoint {path!r}: its vocabulary has {processing.text_config.vocab_size} tokens, "
-                    f"the policy's {self.processing.text_config.vocab_size}; their logits cannot be combined"
+                    f"the policy's {self.processing.text_config.vocab_size}; their tokens are not the same"
                 )
-            self._others[path] = CachedModel(training.load_model(processing, self._engine.dtype), processing)
-        return self._others[path]
+            model = training.load_model(processing, self._engine.dtype)
+            self._others[role, path] = CachedModel(model, processing)
+        return self._others[role, path]
 
 
 def _kind(item: Item) -> tuple[str, str]:

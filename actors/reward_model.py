@@ -11,11 +11,13 @@ import json
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import count, pairwise
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
 
 from actors.forward import Batch, Row, collate, without_dropout
 from actors.processing import Processing
@@ -30,6 +32,7 @@ from pipelines.rewards.models.heads import (
     spec_from_json,
     spec_to_json,
 )
+from pipelines.rewards.models.losses import plackett_luce, scorer_dpo, skip_wise
 from pipelines.rewards.models.training import Fit, History, fit
 from pipelines.rewards.prompts import WithContext
 from pipelines.rewards.threads import WorkFailed, in_thread
@@ -62,6 +65,26 @@ class Rated:
 
     answer: Answered
     ratings: Mapping[str, float]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ranking:
+    """Answers to one prompt from best to worst, and their ratings, of which at least two differ."""
+
+    answers: tuple[Answered, ...]
+    labels: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        if len(self.answers) != len(self.labels) or len(self.answers) < 2:
+            raise ValueError(
+                f"Ranking: expected one label for each of at least 2 answers, got {len(self.labels)} labels "
+                f"for {len(self.answers)} answers"
+            )
+        falls = all(better >= worse for better, worse in pairwise(self.labels))
+        if not falls or self.labels[0] == self.labels[-1]:
+            raise ValueError(
+                f"Ranking: expected labels from best to worst that are not all alike, got {self.labels}"
+            )
 
 
 class RewardModel(nn.Module):
@@ -194,6 +217,63 @@ class RewardModel(nn.Module):
 
         return fit(self, losses, lambda items: -float(losses(items).mean()), rated, held_out, how)
 
+    def fit_ranking(
+        self,
+        lists: Sequence[Ranking],
+        held_out: Sequence[Ranking],
+        how: Fit,
+        *,
+        skip: int = 2,
+        skip_weight: float = 0.5,
+        least_gap: float = 0.0,
+    ) -> History:
+        """RankList: Plackett-Luce of each list plus `skip_weight` times the loss of pairs up to `skip` apart.
+
+        That reach grows from 1 to `skip` in equal parts of `how.steps`; pairs whose labels differ by less
+        than `least_gap` are left out of it. The held-out measure is `concordance`.
+        """
+        taken = count()
+
+        def losses(batch: Sequence[Ranking]) -> Tensor:
+            scores, labels = self._listed(batch)
+            reach = 1 + next(taken) * skip // how.steps
+            local = skip_wise(scores, labels, reach, least_gap)
+            return plackett_luce(scores, ~labels.isnan()) + skip_weight * local
+
+        return fit(self, losses, self.concordance, lists, held_out, how)
+
+    def fit_reranker(
+        self, pairs: Sequence[Pair], held_out: Sequence[Pair], how: Fit, beta: float = 0.1
+    ) -> History:
+        """FinSage: DPO of the scores, towards the gold chunk of a query and away from hard negatives.
+
+        A pair has the query as prompt, its gold chunk as the winner and one negative as the loser. The
+        reference is this model as it is now. The held-out measure is `accuracy`.
+        """
+
+        def losses(batch: Sequence[tuple[Pair, Tensor]]) -> Tensor:
+            won, lost = self.pairs([pair for pair, _ in batch])
+            before = torch.stack([reference for _, reference in batch])
+            return scorer_dpo(self.head(won), self.head(lost), before[:, 0], before[:, 1], beta)
+
+        def measure(items: Sequence[tuple[Pair, Tensor]]) -> float:
+            return self.accuracy([pair for pair, _ in items])
+
+        return fit(self, losses, measure, self._before(pairs), self._before(held_out), how)
+
+    @torch.no_grad()
+    def _before(self, pairs: Sequence[Pair]) -> list[tuple[Pair, Tensor]]:
+        """Each pair with its present rewards, [2]."""
+        return [(pair, self.score([pair.winner, pair.loser])[0]) for pair in pairs]
+
+    def _listed(self, lists: Sequence[Ranking]) -> tuple[Tensor, Tensor]:
+        """Rewards and labels [N, longest list]; labels are nan at padding."""
+        answers = [answer for ranking in lists for answer in ranking.answers]
+        rewards = self.head(self.states(self.rows(answers), [answer.user for answer in answers]))
+        scores = rewards.split([len(ranking.answers) for ranking in lists])
+        labels = [rewards.new_tensor(ranking.labels) for ranking in lists]
+        return pad_sequence(scores, True), pad_sequence(labels, True, float("nan"))
+
     def fit_router(self, pairs: Sequence[Pair], held_out: Sequence[Pair], how: Fit, tau: float) -> History:
         """MiCRo's second stage: the router alone, towards the Hedge weights, on few labelled pairs."""
         head = self.head
@@ -221,6 +301,16 @@ class RewardModel(nn.Module):
             won, lost = self.pairs(pairs[start : start + batch])
             right += int((self.head(won) > self.head(lost)).sum())
         return right / len(pairs)
+
+    @torch.no_grad()
+    def concordance(self, lists: Sequence[Ranking]) -> float:
+        """Share of the pairs with different labels that are scored in their order, list by list."""
+        right: list[Tensor] = []
+        for ranking in lists:
+            scores, labels = self._listed([ranking])
+            differ = labels[0, :, None] > labels[0]
+            right.append((scores[0, :, None] > scores[0])[differ])
+        return float(torch.cat(right).float().mean())
 
 
 def last_hidden(backbone: Any, batch: Batch) -> Tensor:

@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 from actors.group_facts import facts_of
 from actors.producer import named, reach
 from pipelines.data.base import BadRow, Source
-from pipelines.decoding import Decoder
+from pipelines.decoding import AGELESS, Decoder
 from pipelines.editors import Editor, load_editor
 from pipelines.loop import Parcel, RoleFailed
 from pipelines.perturbations.base import DamageRequest
@@ -245,9 +245,9 @@ class Scorer:
 
 
 def oldest_version(rollouts: Iterable[Rollout]) -> int:
-    """Of what the policy took part in; samples of the reference, gold and offline answers have no age."""
+    """Of what the policy took part in; samples of other models, gold and offline answers have no age."""
     behaviours = [r.behaviour for r in rollouts if r.behaviour is not None]
-    return min((b.oldest for b in behaviours if b.stream != "reference"), default=NEVER_STALE)
+    return min((b.oldest for b in behaviours if b.stream not in AGELESS), default=NEVER_STALE)
 
 
 def check_sides(comparisons: Iterable[Comparison]) -> None:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from actors.cached_model import CachedModel, Context
-from pipelines.decoding import Contrast, Decoder, FromReference, Grounded, Mixture
+from pipelines.decoding import Contrast, Decoder, FromCheckpoint, FromReference, Grounded, Mixture
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -150,7 +150,7 @@ def combined(decoder: Decoder, logits: Sequence[Tensor], place: Tensor) -> Tenso
     token in its answer. The formulas are in `pipelines.decoding`.
     """
     policy = logits[0]
-    if isinstance(decoder, FromReference):
+    if isinstance(decoder, FromReference | FromCheckpoint):
         return logits[1].clone()
     if isinstance(decoder, Mixture):
         share = decoder.reference_share

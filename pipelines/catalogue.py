@@ -52,9 +52,9 @@ def _arguments(value: Any) -> Iterable[str]:
     for field in fields(value):
         given = getattr(value, field.name)
         default = field.default_factory() if field.default_factory is not MISSING else field.default
-        if given != default:
+        if given != default or field.name == "on":  # what a term reads is said in any case
             required = field.default is MISSING and field.default_factory is MISSING
-            yield spelt(given) if required else f"{field.name}={spelt(given)}"
+            yield spelt(given) if required or field.name == "on" else f"{field.name}={spelt(given)}"
 
 
 def stage_lines(stage: Stage, number: int, of: int) -> list[str]:

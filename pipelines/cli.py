@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Annotated, Any, ParamSpec, TypeVar
 
 import typer
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
@@ -166,11 +167,12 @@ def list_recipes(
     if name is not None:
         typer.echo(catalogue.section(name))
         return
-    table = Table("name", "loss, or what is special", "paper", "formula taken from")
+    table = Table("name", "loss, or what is special", "formula taken from", box=box.SIMPLE_HEAD)
     for recipe in known:
         source = f"{recipe.source} (experimental)" if recipe.experimental else recipe.source
-        table.add_row(recipe.name, recipe.summary, recipe.paper, source)
+        table.add_row(recipe.name, _plain(recipe.summary), _plain(source))
     Console().print(table)
+    typer.echo("plumbline recipes NAME shows one: paper, formula, composition, parameters.")
 
 
 @app.command()

@@ -7,12 +7,15 @@ policy; everything that mixes logits, or keeps a second model, is done by the Hu
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
-# "reference": samples of the frozen reference; "mixture", "contrast": logits of two forwards;
+# "reference", "checkpoint": samples of the frozen reference, or of another model;
+# "mixture", "contrast": logits of two forwards;
 # "acts": operations inside the model; "prefix": continue a given beginning;
 # "probe": teacher-forced log-probs; "attention": attention mass on each media
-Ability = Literal["reference", "mixture", "contrast", "acts", "prefix", "probe", "attention"]
+Ability = Literal["reference", "checkpoint", "mixture", "contrast", "acts", "prefix", "probe", "attention"]
+
+AGELESS: Final = frozenset({"reference", "checkpoint"})  # streams that the policy's weights have no part in
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,6 +37,11 @@ class Decoder:
         """Whose samples these are: "policy" when log-probs are those of the policy as it is trained."""
         return "policy"
 
+    @property
+    def checkpoint(self) -> str | None:
+        """Path of the checkpoint that it reads beside the policy and the reference."""
+        return None
+
     def to_json(self) -> dict[str, Any]:
         return {"name": type(self).__name__, **vars(self)}
 
@@ -49,6 +57,26 @@ class FromReference(Decoder):
     @property
     def stream(self) -> str:
         return "reference"
+
+
+@dataclass(frozen=True, kw_only=True)
+class FromCheckpoint(Decoder):
+    """Samples of another model: the checkpoint at `path`, which has the policy's tokenizer and reads pictures
+    as the policy does. It is loaded beside the policy and kept."""
+
+    path: str
+
+    @property
+    def needs(self) -> frozenset[Ability]:
+        return frozenset({"checkpoint"})
+
+    @property
+    def stream(self) -> str:
+        return "checkpoint"
+
+    @property
+    def checkpoint(self) -> str | None:
+        return self.path
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,6 +119,10 @@ class Contrast(Decoder):
     @property
     def stream(self) -> str:
         return "contrast"
+
+    @property
+    def checkpoint(self) -> str | None:
+        return self.other
 
 
 @dataclass(frozen=True, kw_only=True)

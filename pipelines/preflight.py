@@ -5,18 +5,22 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
+from typing import Final
 
 from pipelines import checkpoint, identity, recipes
-from pipelines.data import DataError, admit, open_source
+from pipelines.data import DataError, Row, admit, open_source
 from pipelines.editors import load_editor
-from pipelines.requirements import backend_of, problems, sees
+from pipelines.requirements import backend_of, other_models, problems, recorded_pairs, sees
 from pipelines.rewards import load_reward
+from pipelines.rewards.probe import MIN_PAIRS, text_probe_auc
 from pipelines.settings import Settings, SettingsError, demands, model_path
 
 OUTSIDE_BLOCKS = ("embed_tokens", "lm_head")
+PROBED: Final = 2000  # recorded pairs that are looked at
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,6 +40,7 @@ def check(settings: Settings) -> list[Finding]:
         "model": _model,
         "reward": _reward,
         "data": _data,
+        "pairs": _pairs,
         "media": _media,
         "resources": _resources,
         "output": _output,
@@ -49,7 +54,8 @@ def require(settings: Settings) -> None:
     All checks of `check`, but of the rows only up to the first usable one: a run goes through them itself.
     That one must be looked at before Ray is imported: its Arrow types would be deserialised from then on.
     """
-    for look in (_packages, recipe, _model, _reward, _first_row, _media, _resources, _output):
+    gates = (_pairs,) if settings.data.max_probe_auc < 1 else ()
+    for look in (_packages, recipe, _model, _reward, _first_row, *gates, _media, _resources, _output):
         look(settings)
 
 
@@ -77,6 +83,11 @@ def recipe(settings: Settings) -> str:
         raise SettingsError(str(error)) from error
     if found := list(problems(settings, built)):
         raise SettingsError("\n".join(found))
+    for path in sorted(other_models(built)):
+        try:
+            checkpoint.inspect(Path(path))
+        except checkpoint.NotACheckpoint as error:
+            raise SettingsError(f"method: {built.name} samples from another {error}") from error
     load_editor(settings)
     decoded = backend_of(settings, built)
     stages = f"{len(built.stages)} stages, " if len(built.stages) > 1 else ""
@@ -132,6 +143,33 @@ def _media(settings: Settings) -> str:
             "vision, or another recipe"
         )
     return "rows show pictures"
+
+
+def _pairs(settings: Settings) -> str:
+    """Pairs whose sides a linear probe tells apart teach the difference of their sources (More is Less)."""
+    try:
+        built = recipes.load(settings.recipe, settings.method)
+    except ValueError:  # is found where the recipe is checked
+        return "unknown recipe"
+    if not recorded_pairs(built):
+        return "none are recorded"
+    columns = ([row.get("gold", {}).get(side) for side in ("chosen", "rejected")] for row in _rows(settings))
+    texts = [pair for pair in columns if all(isinstance(side, str) for side in pair)]
+    if len(texts) < MIN_PAIRS:
+        return f"{len(texts)} recorded ones, too few for a probe"
+    area = text_probe_auc(*zip(*texts, strict=True))
+    found = f"a linear probe tells chosen from rejected with an AUC of {area:.2f}"
+    if area > settings.data.max_probe_auc:
+        raise SettingsError(
+            f"data.max_probe_auc: {found} in {len(texts):,} rows of {settings.data.source}, allowed are "
+            f"{settings.data.max_probe_auc:g}; the model would learn what gives the sides away, not what "
+            "is preferred: take both sides from one source, remove what marks one of them, or raise the limit"
+        )
+    return f"{found} (0.5: it cannot; {len(texts):,} rows)"
+
+
+def _rows(settings: Settings) -> Iterator[Row]:
+    return (row for _, row in islice(open_source(settings).rows(), PROBED))
 
 
 def _resources(settings: Settings) -> str:

@@ -70,6 +70,11 @@ class Stage:
     then: tuple[Action, ...] = ()  # at its end, before one publication
 
     def __post_init__(self) -> None:
+        given: object = self.objective
+        if not isinstance(given, Objective):
+            raise ValueError(
+                f"objective: expected a weighted sum of terms, got {given!r}; write 1.0 * ... for one term"
+            )
         problems = list(self._contradictions())
         if problems:
             raise ValueError("; ".join(problems))
@@ -123,6 +128,8 @@ class Stage:
                 f"expected 0 <= replay < 1, uses >= 1 and share > 0, got {self.replay:g}, {self.uses} and "
                 f"{self.share:g}"
             )
+        if self.max_lag is not None and self.max_lag < 0:
+            yield f"expected max_lag of at least 0 published versions, got {self.max_lag}"
 
 
 @dataclass(frozen=True, kw_only=True)

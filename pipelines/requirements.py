@@ -6,9 +6,10 @@ from collections.abc import Iterator
 from dataclasses import fields, is_dataclass
 from typing import Any, Final, Literal, cast
 
-from pipelines.decoding import Ability
+from pipelines.decoding import Ability, Decoder
 from pipelines.programs.damaging import Damage, DamageMany
 from pipelines.programs.editing import Edited
+from pipelines.programs.given import Offline, Recorded
 from pipelines.recipe import Recipe
 from pipelines.rollout import Pipe, Step
 from pipelines.settings import Settings
@@ -61,6 +62,19 @@ def sees(recipe: Recipe) -> Step | None:
     return None
 
 
+def recorded_pairs(recipe: Recipe) -> bool:
+    """Whether it learns from the columns `chosen` and `rejected`."""
+    steps = list(steps_of(recipe))
+    columns = {step.column for step in steps if isinstance(step, Recorded)}
+    return any(isinstance(step, Offline) for step in steps) or columns >= {"chosen", "rejected"}
+
+
+def other_models(recipe: Recipe) -> set[str]:
+    """Paths of the checkpoints that its decoders read beside the policy and the reference."""
+    decoders = [value for step in steps_of(recipe) for value in _values(step) if isinstance(value, Decoder)]
+    return {decoder.checkpoint for decoder in decoders if decoder.checkpoint is not None}
+
+
 def _beyond_vllm(recipe: Recipe) -> Iterator[str]:
     for step in steps_of(recipe):
         beyond = sorted(step.needs - VLLM)
@@ -83,8 +97,11 @@ def _all(step: Step) -> Iterator[Step]:
         yield from _all(inner)
 
 
+def _values(step: Step) -> list[Any]:
+    return [getattr(step, entry.name) for entry in fields(step)] if is_dataclass(step) else []
+
+
 def _inside(step: Step) -> Iterator[Step]:
-    values = [getattr(step, entry.name) for entry in fields(step)] if is_dataclass(step) else []
-    for value in values:
+    for value in _values(step):
         items: tuple[Any, ...] = cast("tuple[Any, ...]", value) if isinstance(value, tuple) else (value,)
         yield from (item for item in items if isinstance(item, Step))

@@ -39,6 +39,8 @@ class DataSettings(Section):
     count: Positive | None = None
     questions: Share = 0.2  # glyphs: share of the rows that ask a yes/no question instead of a caption
     max_bad_rows: Annotated[int, Field(ge=0)] = 0  # more than this many unusable rows end the run
+    # area under the ROC curve up to which a linear probe may tell recorded chosen from rejected answers
+    max_probe_auc: float = Field(default=1.0, ge=0.5, le=1.0)
 
 
 class EngineSettings(Section):

@@ -53,9 +53,10 @@ def _reference_problems(stage: Stage, settings: LearnerSettings) -> Iterator[str
     if isinstance(reference, NoReference) and objective.reads_reference:
         yield f"{_first(objective)} reads a reference, but the stage has none; give it one"
     if isinstance(reference, Harmonic) and (features := sorted(REFERENCE_FEATURES & objective.needs)):
+        reader = next(repr(term) for _, term in objective.terms if REFERENCE_FEATURES & term.needs)
         yield (
             f"a harmonic mean of several models is defined for answers, not for the {features} that "
-            f"{_first(objective)} needs; use one reference"
+            f"{reader} needs; use one reference"
         )
     small = isinstance(reference, Blended) and reference.alpha < SMALLEST_BLEND
     if small and settings.dtype == "bfloat16":

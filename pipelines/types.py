@@ -153,7 +153,7 @@ class Response:
 class Behaviour:
     """Who sampled a response. Filled by the generator."""
 
-    stream: str  # weight stream: "policy" or "reference"
+    stream: str  # whose samples these are: "policy", "reference"... (`Decoder.stream`)
     decoder: Mapping[str, Any]  # temperature, top_p, ...
     oldest: int  # oldest and newest weight version that contributed a token
     newest: int

@@ -2,7 +2,7 @@
 
 A term maps a micro-batch of comparisons to one (value, weight) pair per comparison. Weights never depend on
 the policy: the learner divides the sum of values by the sum of weights over the *global* batch, so that
-padding, packing, micro-batches, ranks and order never change a loss.
+padding, micro-batches, ranks and order never change a loss.
 """
 
 from __future__ import annotations

@@ -102,8 +102,9 @@ class TaskEma(Margin):
     step.
 
     MolPO's adaptive margin (derivative code read). `by`: score part that holds the task's number; None: one
-    task; an edge whose winner lacks the part has weight 0. `clip` bounds the gap from above before the margin
-    is subtracted, so that easy pairs stop pulling (the bound's form is inferred); that carries a gradient.
+    task; an edge whose winner lacks the part has weight 0. Before the margin is subtracted the gap is bounded
+    from above by clip * |R|, so that easy pairs stop pulling; that carries a gradient. A task is not bounded
+    before its first step (inferred).
     """
 
     name: str
@@ -126,12 +127,15 @@ class TaskEma(Margin):
 
     def level(self, reads: Reads, tasks: Tensor | None, like: Tensor) -> Tensor:
         """scale * R of each task number in `tasks` (nan: none), shaped and typed as `like`."""
-        keys = [self.name] * len(like) if tasks is None else [self._key(task) for task in numbers(tasks)]
-        return like.new_tensor([self.scale * reads.carry.get(key, 0.0) for key in keys])
+        return self.scale * self._running(reads, tasks, like).nan_to_num()
 
     def __call__(self, reads: Reads, table: EdgeTable, gap: Tensor) -> Tensor:
-        level = self.level(reads, None if self.by is None else table.part(self.by)[0], gap)
-        return level if self.clip is None else level + F.relu(gap - self.clip)
+        tasks = None if self.by is None else table.part(self.by)[0]
+        level = self.level(reads, tasks, gap)
+        if self.clip is None:
+            return level
+        bound = (self.clip * self._running(reads, tasks, gap).abs()).nan_to_num(nan=torch.inf)
+        return level + F.relu(gap - bound)
 
     @torch.no_grad()
     def observe(self, reads: Reads, table: EdgeTable) -> Mapping[str, tuple[Tensor, Tensor]]:
@@ -142,6 +146,11 @@ class TaskEma(Margin):
         tasks = table.part(self.by)[0]
         rows = {task: counted & (tasks == task) for task in set(numbers(tasks[counted]))}
         return {self._key(task): (scores[row].sum(), row.sum()) for task, row in rows.items()}
+
+    def _running(self, reads: Reads, tasks: Tensor | None, like: Tensor) -> Tensor:
+        """R, nan before the first step of a task."""
+        keys = [self.name] * len(like) if tasks is None else [self._key(task) for task in numbers(tasks)]
+        return like.new_tensor([reads.carry.get(key, torch.nan) for key in keys])
 
     def _key(self, task: float) -> str:
         return f"{self.name}/{task:g}"

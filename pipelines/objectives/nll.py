@@ -31,10 +31,10 @@ class ExpReward:
 class Nll(CellTerm):
     """-log pi of one side of an edge, or of a role.
 
-    "sequence_mean": the mean over an answer's tokens, then over answers (OpenRLHF's RPO; InternVL's MPO).
+    "sequence_mean": the mean over an answer's tokens, then over answers (OpenRLHF's RPO).
     "sum": the sum over tokens, then the mean over answers (released RPO, arXiv 2405.16436, code read: eta *
     beta * Nll(..., "sum")). "batch_tokens": the mean over all tokens of the batch, so that long answers weigh
-    more (TRL's `sft`, CPO; code read).
+    more (TRL's `sft`, CPO and InternVL's MPO, there over the chosen answers; code read).
 
     `weighting` multiplies each answer's loss and is not part of the denominator.
     """

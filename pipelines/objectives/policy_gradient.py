@@ -30,9 +30,11 @@ class PolicyGradient(CellTerm):
     GRPO, arXiv 2402.03300 (TRL's code read). A comes from the scores of the comparison's cells: "group"
     (r - mean) / (std + 1e-4), "centered" r - mean (HARMO, third-party note), "rloo" r - mean of the others,
     "raw" r. k3 = exp(-d) + d - 1, d = log pi - log pi_ref, the low-variance estimate of KL(pi || pi_ref).
-    `ratio` "sequence" takes the geometric mean of u over the answer (GSPO), "whole" its product (RLOO in
-    TRL). `clip` = None leaves the ratio out: -A log pi. Where nobody sampled a token, u = 1. "batch_tokens"
-    is DAPO's reduction; Dr. GRPO's is 1 / (longest answer) times "sum".
+    `ratio` "sequence" takes the geometric mean of u over the answer (GSPO; with the reduction "sum" LUSPO),
+    "whole" its product (RLOO in TRL). `clip` = None leaves the ratio out: -A log pi. Where nobody sampled a
+    token, u = 1. "batch_tokens" is DAPO's reduction; Dr. GRPO's is 1 / (longest answer) times "sum".
+    `ceiling` bounds the unclipped u as well (INTELLECT-2, arXiv 2505.07291); `kl_ratio` multiplies k3 by u,
+    so that its mean over old samples is the KL of today's policy (arXiv 2512.02556). Both: TRL's code read.
 
     A cell without a score has weight 0 and takes no part in its group's mean.
     """
@@ -44,6 +46,8 @@ class PolicyGradient(CellTerm):
     reduction: Reduction = "sequence_mean"
     ratio: Ratio = "token"
     part: str = "value"
+    ceiling: float | None = None
+    kl_ratio: bool = False
 
     @property
     def views(self) -> frozenset[str]:
@@ -62,20 +66,26 @@ class PolicyGradient(CellTerm):
         policy, lengths = reads.tokens["policy"][cells.cell], reads.lengths[cells.cell]
         advantage = self.advantages(reads, cells).to(policy.dtype)[:, None]
         if self.clip is None:
-            tokens = -advantage * policy
+            tokens, logs = -advantage * policy, torch.zeros_like(policy)
         else:
-            ratio = torch.exp(self._log_ratio(policy, reads.tokens["behaviour"][cells.cell], lengths))
-            high = self.clip if self.clip_high is None else self.clip_high
-            clipped = ratio.clamp(1 - self.clip, 1 + high)
-            tokens = -torch.minimum(ratio * advantage, clipped * advantage)
+            sampled = reads.tokens["behaviour"][cells.cell]
+            logs = policy - torch.where(sampled.isnan(), policy.detach(), sampled)
+            tokens = self.surrogate(logs, advantage, policy, lengths)
         if self.kl:
             d = log_ratios(reads)[cells.cell]
-            tokens = tokens + self.kl * (torch.expm1(-d) + d)
+            k3 = torch.expm1(-d) + d
+            tokens = tokens + self.kl * (k3 * self.pooled(logs, lengths).exp() if self.kl_ratio else k3)
         return reduced(torch.where(reads.mask[cells.cell], tokens, 0.0), lengths, self.reduction)
 
-    def _log_ratio(self, policy: Tensor, sampled: Tensor, lengths: Tensor) -> Tensor:
+    def surrogate(self, logs: Tensor, advantage: Tensor, policy: Tensor, lengths: Tensor) -> Tensor:
+        """[C, L] or [C, 1] from log u and log pi [C, L], 0 outside the mask, and A [C, 1]."""
+        clip = self.clip or 0.0
+        ratio = self.pooled(logs, lengths).exp()
+        clipped = ratio.clamp(1 - clip, 1 + (clip if self.clip_high is None else self.clip_high))
+        return -torch.minimum(ratio.clamp(max=self.ceiling or torch.inf) * advantage, clipped * advantage)
+
+    def pooled(self, logs: Tensor, lengths: Tensor) -> Tensor:
         """[C, L], or [C, 1] where the answer has one ratio."""
-        logs = policy - torch.where(sampled.isnan(), policy.detach(), sampled)
         if self.ratio == "token":
             return logs
         whole = logs.sum(-1, keepdim=True)

@@ -7,7 +7,8 @@ from dataclasses import dataclass, replace
 from statistics import fmean
 
 from pipelines.programs.sampling import Sample
-from pipelines.rewards.gates import Gate, admitted
+from pipelines.rewards.gates import Gate, Similar, admitted, distinct
+from pipelines.rewards.similarity import token_jaccard
 from pipelines.rollout import Draft, Drop, Pipe, Step, Tools
 from pipelines.types import Score
 
@@ -204,6 +205,37 @@ class NeedsParts(Step):
                     f"{sorted(score.parts)}; choose a reward that has them"
                 )
         return draft
+
+
+@dataclass(frozen=True)
+class Distinct(Step):
+    """The answers of a set that differ, as the set `name`, or in place of the set itself.
+
+    One that is at least `most` like an earlier one is left out; by default that is one with the same words.
+    Drops "too_similar" when fewer than two remain.
+    """
+
+    of: str = "y"
+    most: float = 1.0
+    name: str | None = None
+    measure: Similar = token_jaccard
+
+    def __post_init__(self) -> None:
+        if not 0 < self.most <= 1:
+            raise ValueError(f"Distinct(most=...): expected above 0 and at most 1, got {self.most}")
+
+    @property
+    def makes(self) -> frozenset[str]:
+        return frozenset({self.name or self.of})
+
+    async def __call__(self, draft: Draft, tools: Tools, seed: int) -> Draft:
+        members = draft.members(self.of)
+        kept = distinct([draft.rollouts[i] for i in members], self.most, self.measure)
+        if len(kept) < 2:
+            raise Drop("too_few_responses" if len(members) < 2 else "too_similar")
+        return replace(
+            draft, sets={**draft.sets, self.name or self.of: tuple(members[position] for position in kept)}
+        )
 
 
 def paired(draft: Draft, best: str, worst: str, winners: Sequence[int], losers: Sequence[int]) -> Draft:

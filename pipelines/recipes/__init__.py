@@ -6,6 +6,7 @@ import difflib
 import importlib
 import inspect
 import pkgutil
+import traceback
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -110,6 +111,11 @@ def load(name: str, params: Mapping[str, Any]) -> Recipe:
         raise ValueError(f"recipe {name!r}: {problems}") from error
     except ValueError as error:
         raise ValueError(f"recipe {name!r}: {error}") from error
+    except Exception as error:  # a function of the user may fail in any way
+        place = traceback.extract_tb(error.__traceback__)[-1]
+        raise ValueError(
+            f"recipe {name!r} failed at {place.filename}:{place.lineno}: {type(error).__name__}: {error}"
+        ) from error
     if not isinstance(recipe, Recipe):
         raise ValueError(f"recipe {name!r}: expected a Recipe, got {type(recipe).__name__}")
     return recipe

@@ -28,15 +28,15 @@ def recipe(
     decay: float = 0.99,
     task: str | None = None,
 ) -> Recipe:
-    """NLL + pair * -log sigmoid(beta (clip(gap) - lam R)) + floor * -log sigmoid(r_l - lam_floor R).
+    """NLL + pair * -log sigmoid(beta (min(gap, clip |R|) - lam R)) + floor * -log sigmoid(r_l - lam_floor R).
 
     MolPO of Mol-LLM, arXiv 2502.02810 (a derivative repository's code read). r is the *mean* log-probability
     of the gold answer's tokens, r_l the same under a perturbed structure, R the running mean (EMA 0.99) of
     the chosen r, for each task apart: `task` names the score part that holds the task's number, which asks
     for a reward that gives it. R is below 0, so a target for the gap needs `lam` <= 0, which the code demands
     too; the last term keeps r_l from collapsing. There is no reference. On pictures one random object is
-    painted over; there a substructure of a molecule's graph is exchanged. All weights are inferred; the clip
-    is a constant, where the code takes a multiple of |R|.
+    painted over; there a substructure of a molecule's graph is exchanged. All weights and `clip`'s
+    value are inferred; `clip` None leaves the gap as it is.
     """
     if lam > 0:
         raise ValueError(f"molpo: lam must not be positive, since R is negative; got {lam:g}")
@@ -48,7 +48,7 @@ def recipe(
         "molpo",
         paper="Mol-LLM: Multimodal Generalist Molecular LLM with Improved Graph Utilization, "
         "arXiv 2502.02810",
-        source="code of a derivative repository read; weights and clip inferred",
+        source="code of a derivative repository read; weights and the value of clip inferred",
         rollout=Gold("w", judged=task is not None) >> Damage("m", Fill("mean"), OneObject(None)),
         compare=Edges({"media": ("w@x", "w@m")}),
         objective=Nll("media.winner")

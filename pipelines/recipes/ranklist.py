@@ -16,8 +16,8 @@ def recipe(
 
     RankList, arXiv 2508.09826 (abstract read; the formula is inferred: Plackett-Luce for the list, RankNet on
     pairs that lie `skip` places apart). `min_gap` filters pairs whose rewards are closer. The paper trains a
-    score head; here the policy's own log-ratio is the score, and a reward model takes the same loss from
-    `rewards.models`.
+    score head; here the policy's own log-ratio is the score, and a reward model takes the same
+    loss in `actors.reward_model.RewardModel.fit_ranking`.
     """
     return one_stage(
         "ranklist",

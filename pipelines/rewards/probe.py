@@ -6,10 +6,33 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
 FOLDS = 5
+MIN_PAIRS = 2 * FOLDS
+_HASHED = 2**9  # columns of each kind of n-grams
+
+
+def text_probe_auc(chosen: Sequence[str], rejected: Sequence[str], *, seed: int = 0) -> float:
+    """`probe_auc` on hashed counts of words, pairs of words, and 2 to 4 characters: no encoder is needed.
+
+    Weaker than embeddings, so a low area proves little; a high one does not lie. Counts are not normalised:
+    that one side is always longer is a shortcut as well.
+    """
+    from sklearn.feature_extraction.text import HashingVectorizer
+    from sklearn.pipeline import make_union
+
+    plain: Any = {"n_features": _HASHED, "norm": None}
+    grams = make_union(
+        HashingVectorizer(ngram_range=(1, 2), token_pattern=r"\S+", **plain),
+        HashingVectorizer(ngram_range=(2, 4), analyzer="char_wb", **plain),
+    )
+    counts = grams.transform([*chosen, *rejected]).toarray()
+    return probe_auc(counts[: len(chosen)], counts[len(chosen) :], seed=seed, strength=0.01)
 
 
 def probe_auc(
@@ -31,9 +54,9 @@ def probe_auc(
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
 
-    if chosen.shape != rejected.shape or chosen.ndim != 2 or len(chosen) < 2 * FOLDS:
+    if chosen.shape != rejected.shape or chosen.ndim != 2 or len(chosen) < MIN_PAIRS:
         raise ValueError(
-            f"probe_auc: expected two arrays [pairs, width] of one shape, at least {2 * FOLDS} pairs; got "
+            f"probe_auc: expected two arrays [pairs, width] of one shape, at least {MIN_PAIRS} pairs; got "
             f"{chosen.shape} and {rejected.shape}"
         )
     features = np.concatenate([chosen, rejected])

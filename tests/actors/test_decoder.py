@@ -183,7 +183,7 @@ def test_a_mixture_goes_from_the_policy_to_the_reference(bench: Bench):
             rollout.behaviour.logps, own, atol=2e-4
         )  # the policy's, not the reference's
         assert rollout.behaviour.stream == "reference"
-    first = bench.generator._other(str(BASE_MODEL)).model
+    first = bench.generator._reference.model
     assert {p.data_ptr() for p in first.parameters()}.isdisjoint(
         p.data_ptr() for p in bench.model.parameters()
     )

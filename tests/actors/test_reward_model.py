@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from actors.reward_model import Answered, Pair, Rated, RewardModel, Trained
+from actors.reward_model import Answered, Pair, Ranking, Rated, RewardModel, Trained
 from pipelines.checkpoint import NotACheckpoint
 from pipelines.data import GlyphsSource
 from pipelines.rewards import judge_group
@@ -242,3 +242,66 @@ def test_a_frozen_backbone_stays(llama):
     kept = [p.clone() for p in model.backbone.parameters()]
     model.fit(by_length(20, 0), by_length(5, 500), Fit(steps=3, batch=8, lr=1e-2, every=3))
     assert all(torch.equal(p, k) for p, k in zip(model.backbone.parameters(), kept, strict=True))
+
+
+def ranked(count: int, start: int) -> list[Ranking]:
+    """Two or three answers each; more digits are better."""
+    digits = ["one", "two", "three", "four", "five", "six"]
+    lists: list[Ranking] = []
+    for i in range(start, start + count):
+        lengths = (5 + i % 2, 3, 1)[: 2 + i % 2]
+        texts = (" ".join(digits[(5 * i + j) % 6] for j in range(n)) for n in lengths)
+        answers = tuple(Answered(prompt=asked("good"), media={}, text=text) for text in texts)
+        lists.append(Ranking(answers=answers, labels=lengths))
+    return lists
+
+
+def test_lists_of_any_length_are_ranked(llama, monkeypatch):
+    """Four steps with pairs up to two apart: the reach is 1, 1, 2, 2."""
+    held_out, model = ranked(20, 500), RewardModel.start(llama)
+    history = model.fit_ranking(ranked(60, 0), held_out, Fit(steps=40, batch=8, lr=3e-3, every=20))
+    assert history.best == model.concordance(held_out) > 0.95
+    assert sum(history.losses[-5:]) < sum(history.losses[:5])
+    reaches: list[int] = []
+
+    def noted(scores: torch.Tensor, labels: torch.Tensor, reach: int, gap: float) -> torch.Tensor:
+        reaches.append(reach)
+        return scores.sum(-1)
+
+    monkeypatch.setattr("actors.reward_model.skip_wise", noted)
+    model.fit_ranking(ranked(4, 0), held_out, Fit(steps=4, batch=2, lr=1e-5, every=4), skip=2)
+    assert reaches == [1, 1, 2, 2]
+
+
+def test_a_list_scores_as_its_losses_say(llama):
+    """A list of 2 beside one of 3: Plackett-Luce of each alone; of 2 with the labels apart, both losses are
+    -log sigmoid(s_1 - s_2), so the first step's loss of that list is 1.5 times it."""
+    model = RewardModel.start(llama)
+    short = ranked(1, 0)
+    first, second = model.score(short[0].answers)[0]
+    history = model.fit_ranking(short, short, Fit(steps=1, batch=1, lr=1e-6, every=1))
+    expected = -1.5 * torch.nn.functional.logsigmoid(first - second)
+    assert history.losses[0] == pytest.approx(expected.item(), abs=1e-5)
+    scores, labels = model._listed(ranked(2, 0))
+    assert labels.isnan().tolist() == [[False, False, True], [False] * 3]
+    torch.testing.assert_close(scores[0, :2], model.score(short[0].answers)[0], atol=1e-5, rtol=1e-4)
+
+
+def test_lists_that_are_no_rankings():
+    answers = ranked(1, 1)[0].answers
+    for labels, why in (((3.0, 2.0), "2 labels for 3 answers"), ((1.0, 2.0, 0.0), "from best to worst")):
+        with pytest.raises(ValueError, match=why):
+            Ranking(answers=answers, labels=labels)
+    with pytest.raises(ValueError, match="not all alike"):
+        Ranking(answers=answers, labels=(1.0, 1.0, 1.0))
+
+
+def test_a_reranker_moves_from_its_reference(llama):
+    """Before the first step every score is the reference's, so the loss is log 2 whatever the scores are."""
+    model = RewardModel.start(llama)
+    chunks = by_length(40, 0)
+    history = model.fit_reranker(
+        chunks, by_length(15, 500), Fit(steps=50, batch=16, lr=3e-3, every=25), beta=1.0
+    )
+    assert history.losses[0] == pytest.approx(0.693147, abs=1e-4)
+    assert history.best == model.accuracy(by_length(15, 500)) > 0.8

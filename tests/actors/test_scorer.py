@@ -409,7 +409,7 @@ def test_a_group_is_as_old_as_the_weights_of_the_policy_that_took_part() -> None
         return oldest_version([Rollout(prompt=prompt, response=GOLD, behaviour=b) for b in behaviours])
 
     assert drawn(at(5), at(4, "mixture"), at(0, "reference"), None) == 4
-    assert drawn(at(0, "reference"), None) == drawn() == NEVER_STALE
+    assert drawn(at(0, "reference"), at(0, "checkpoint"), None) == drawn() == NEVER_STALE
 
 
 @dataclass(frozen=True)

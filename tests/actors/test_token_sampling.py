@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from actors.token_sampling import Ask, _uniforms, combined, picked
-from pipelines.decoding import Contrast, Decoder, FromReference, Grounded, Mixture
+from pipelines.decoding import Contrast, Decoder, FromCheckpoint, FromReference, Grounded, Mixture
 
 START = torch.zeros(3, dtype=torch.long)
 
@@ -30,6 +30,7 @@ def test_a_mixture_of_nothing_is_the_policy_and_of_everything_the_reference(seed
     torch.testing.assert_close(combined(Mixture(reference_share=0.0), logits, START), logits[0])
     torch.testing.assert_close(combined(Mixture(reference_share=1.0), logits, START), logits[1])
     torch.testing.assert_close(combined(FromReference(), logits, START), logits[1])
+    torch.testing.assert_close(combined(FromCheckpoint(path="other"), logits, START), logits[1])
 
 
 @given(st.integers(0, 50), st.floats(0, 1))

@@ -3,27 +3,39 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import pytest
 
 from pipelines import preflight
 from pipelines.comparisons import Cells
-from pipelines.decoding import Contrast, Decoder
+from pipelines.decoding import Contrast, Decoder, FromCheckpoint, FromReference
 from pipelines.objectives.base import Objective
 from pipelines.perturbations.diffuse import Diffuse
 from pipelines.programs.damaging import Damage
 from pipelines.programs.editing import Edited
+from pipelines.programs.given import Offline, Recorded
 from pipelines.programs.mixing import Either
 from pipelines.programs.sampling import Sample
 from pipelines.recipe import Recipe, Stage
-from pipelines.requirements import backend_of, needs_of, problems, sees, steps_of
+from pipelines.requirements import (
+    backend_of,
+    needs_of,
+    other_models,
+    problems,
+    recorded_pairs,
+    sees,
+    steps_of,
+)
 from pipelines.rollout import Step
 from pipelines.schedules import EasyToHard
 from pipelines.settings import Settings, SettingsError
+from pipelines.worlds.glyphs import BASE_MODEL
 
 
 def recipe(*programs: Step, **more: Any) -> Recipe:
@@ -103,8 +115,65 @@ def test_a_recipe_that_damages_media_refuses_rows_without(
 
 
 def media_check(run: Settings) -> Iterator[tuple[str, str]]:
-    for finding in preflight.check(run):
-        if finding.check == "media":
-            if not finding.ok:
-                raise SettingsError(finding.text)
-            yield finding.check, finding.text
+    found = finding("media", run)
+    if not found.ok:
+        raise SettingsError(found.text)
+    yield found.check, found.text
+
+
+def finding(check: str, run: Settings) -> preflight.Finding:
+    return next(found for found in preflight.check(run) if found.check == check)
+
+
+def test_samples_of_another_checkpoint() -> None:
+    """vLLM does not draw them, and a folder that is no checkpoint is found before anything starts."""
+    both = Sample(1, decoder=FromReference()) >> Sample(1, "z", decoder=Contrast(other="two"))
+    assert other_models(recipe(both, Sample(1, decoder=FromCheckpoint(path="one")))) == {"one", "two"}
+    method = {"source": "strong_chosen", "strong": str(BASE_MODEL)}
+    run = settings(recipe="single_source", method=method)
+    assert "decoded by transformers" in finding("recipe", run).text
+    refused = finding("recipe", settings(rollout={"engine": {"backend": "vllm"}}, **run_of(run)))
+    assert "vLLM cannot do ['checkpoint'], which Sample(n=1" in refused.text
+    lost = finding("recipe", settings(recipe="synthalign_pds", method={"models": ["/no/where"]}))
+    assert not lost.ok and "synthalign_pds samples from another model: /no/where: no such" in lost.text
+
+
+def run_of(run: Settings) -> dict[str, Any]:
+    return {"recipe": run.recipe, "method": run.method}
+
+
+def pairs_in(path: Path, rows: list[tuple[str, str]]) -> dict[str, Any]:
+    lines = [{"prompt": "say it", "chosen": won, "rejected": lost} for won, lost in rows]
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return {"reward": "random", "recipe": "dpo", "method": {"pairs": "recorded"}}
+
+
+def test_recorded_pairs_are_probed(tmp_path: Path) -> None:
+    """Labels at random: 0.5 within six errors of 0.02; a word that only chosen answers have: near 1."""
+    random, path = Random(1), tmp_path / "rows.jsonl"
+
+    def text() -> str:
+        return " ".join(random.choices(("a", "red", "blue", "seven", "two", "one", "top", "left"), k=12))
+
+    rows = [(text(), text()) for _ in range(400)]
+    run = pairs_in(path, rows)
+    strict = {"source": str(path), "max_probe_auc": 0.7}
+    fair = settings(data=strict, **run)
+    area = re.search(r"an AUC of (0\.\d\d) \(0\.5: it cannot; 400 rows\)", finding("pairs", fair).text)
+    assert area is not None and abs(float(area[1]) - 0.5) < 0.12
+    preflight.require(fair)
+    pairs_in(path, [(f"{won} indeed", lost) for won, lost in rows])
+    assert finding("pairs", settings(data={"source": str(path)}, **run)).ok  # by default it only reports
+    told = finding("pairs", settings(data=strict, **run))
+    assert not told.ok and re.match(r"data\.max_probe_auc: .* AUC of (1\.00|0\.9\d) in 400 rows", told.text)
+    with pytest.raises(SettingsError, match="take both sides from one source"):
+        preflight.require(settings(data=strict, **run))
+    assert finding("pairs", settings(data=strict, reward="random")).text == "none are recorded"
+    pairs_in(path, rows[:9])
+    assert finding("pairs", settings(data=strict, **run)).text == "9 recorded ones, too few for a probe"
+
+
+def test_who_reads_recorded_pairs() -> None:
+    two = Recorded("w", "chosen") >> Recorded("l", "rejected")
+    assert recorded_pairs(recipe(Sample(1) >> Offline())) and recorded_pairs(recipe(Sample(1) >> two))
+    assert not recorded_pairs(recipe(Recorded("w", "chosen") >> Sample(1)))

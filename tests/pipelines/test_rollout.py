@@ -55,6 +55,14 @@ def test_best_and_worst() -> None:
     assert chosen([1.0, 0.0, 1.0, 0.0]) == {"w": 0, "l": 1}  # the earlier of equals
 
 
+@given(st.lists(st.floats(-5, 5), min_size=2, max_size=6, unique=True))
+def test_reversed_scores_swap_the_pair_and_equal_ones_always_give_the_same(scores: list[float]) -> None:
+    pair, reversed_ = chosen([*scores]), chosen([-score for score in scores])
+    assert (pair["w"], pair["l"]) == (reversed_["l"], reversed_["w"])
+    doubled = chosen([*scores, *scores])
+    assert doubled == pair == chosen([*scores, *scores])
+
+
 def test_a_missing_score_is_never_chosen() -> None:
     """Not as 0 either: with -1 and -2 beside it a missing score would win as 0."""
     assert chosen([None, -2.0, None, -1.0]) == {"w": 3, "l": 1}

@@ -18,6 +18,7 @@ from actors.references import harmonic
 from pipelines.objectives.pair import Pair
 from pipelines.objectives.scoring import Sum
 from pipelines.references import Blended, Harmonic, NoReference
+from pipelines.settings import LoraSettings
 
 Make = Callable[..., Any]
 NONE = torch.tensor([-1])
@@ -146,6 +147,32 @@ def test_the_reference_has_storage_of_its_own(stage: int, make: Make, cases: Mod
     policy = {p.data_ptr() for p in learner.policy.model.parameters()}
     reference = {p.data_ptr() for p in learner.references.twin.model.parameters()}
     assert len(policy) > 10 and not policy & reference
+
+
+def _reference(learner: Any, groups: list[Any], size: int) -> list[torch.Tensor]:
+    """Log-probs of each cell's tokens, read in micro-batches of `size` comparisons."""
+    comparisons = [c for group in groups for c in group.comparisons]
+    media = {digest: item for group in groups for digest, item in group.media.items()}
+    rows: list[torch.Tensor] = []
+    for start in range(0, len(comparisons), size):
+        [micro] = learner.reader.micro_batches(comparisons[start : start + size], size)
+        reads = learner.reader.read(micro, media, 1, learner.objective, {})[0]
+        rows += [row[:n] for row, n in zip(reads.tokens["reference"], reads.lengths, strict=True)]
+    return rows
+
+
+def test_a_copy_and_the_model_without_its_adapter_say_the_same_however_it_is_batched(
+    make: Make, cases: ModuleType
+) -> None:
+    """The two kinds of frozen reference, before and after a step moved the policy."""
+    groups = [cases.group(1), cases.group(2, damaged=False), cases.group(3, images=False)]
+    copy, adapter = make(lr=1e-2), make(lora=LoraSettings(), lr=1e-2)
+    start = _reference(copy, groups, 3)
+    for learner in (copy, adapter):
+        learner.train_step(groups, 3, 1)
+    for learner, size in ((copy, 3), (copy, 1), (adapter, 3), (adapter, 1)):
+        for row, wanted in zip(_reference(learner, groups, size), start, strict=True):
+            assert torch.allclose(row, wanted, atol=1e-5)
 
 
 def test_without_readers_there_is_no_reference(make: Make, cases: ModuleType) -> None:

@@ -99,6 +99,13 @@ WITH = {
 }
 FORMS = {  # further forms of a recipe that take other paths through the learner
     "dpo, recorded": ("dpo", Needs(why="nobody samples", method={"pairs": "recorded"})),
+    "dpo, mixed and reused": (
+        "dpo",
+        Needs(
+            why="fresh and recorded pairs, trained twice",
+            method={"pairs": "mixed", "on_policy": 0.5, "uses": 2},
+        ),
+    ),
     "sparse_po, learned": ("sparse_po", Needs(why="a head makes masks", method={"masks": "independent"})),
     "curri_dpo, pooled": ("curri_dpo", Needs(why="three edges", method={"samples": 12, "pooled": True})),
     "povid, one sigmoid": ("povid", Needs(why="joined edges", method={"form": "one_sigmoid"})),

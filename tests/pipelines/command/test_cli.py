@@ -14,13 +14,14 @@ import pytest
 from click.testing import Result
 from typer.testing import CliRunner
 
-from pipelines import doctor, identity, runs
+from pipelines import doctor, identity, preflight, runs
 from pipelines.cli import app
 from pipelines.settings import Settings, SettingsError
 
 ROOT = Path(__file__).parents[3]
 EXAMPLE = ROOT / "examples" / "bring_your_own"
 Make = Callable[..., Path]
+CHECK_RECIPE = preflight.recipe
 
 
 def plumbline(*arguments: str | Path) -> Result:
@@ -47,7 +48,17 @@ def test_a_right_run_is_told_what_was_checked(own_run: Callable[..., Path], tmp_
     result = plumbline("validate", own_run(), "--json", tmp_path / "out" / "found.json")
     assert result.exit_code == 0, result.output
     checked = [line.split()[1].rstrip(":") for line in result.stdout.splitlines()]
-    assert checked == ["packages", "recipe", "model", "reward", "data", "media", "resources", "output"]
+    assert checked == [
+        "packages",
+        "recipe",
+        "model",
+        "reward",
+        "data",
+        "pairs",
+        "media",
+        "resources",
+        "output",
+    ]
     assert "2 usable rows" in result.stdout
     found = json.loads((tmp_path / "out" / "found.json").read_text())
     assert [entry["check"] for entry in found] == checked
@@ -86,6 +97,120 @@ def test_every_mistake_is_one_message_and_status_2(
     assert part in result.stderr
     assert len(result.stderr.splitlines()) == 1
     assert "Traceback" not in result.output
+
+
+RECIPES = """
+from pipelines.comparisons import Cells, Edges
+from pipelines.objectives.kl import ScoreKl, TokenKl
+from pipelines.objectives.pair import Pair
+from pipelines.objectives.scoring import Sum
+from pipelines.programs.choosing import best_and_worst
+from pipelines.recipe import Recipe, Stage
+from pipelines.references import Harmonic, NoReference
+
+TEXT = Edges({"text": ("w@x", "l@x")})
+FREE = Pair("text", scoring=Sum(against=None))
+
+
+def of(objective, compare=TEXT, **slots):
+    stage = Stage(rollout=best_and_worst(2), compare=compare, objective=objective, **slots)
+    return Recipe(name="mine", paper="", source="", stages=(stage,))
+
+
+def right():
+    return of(Pair("text") + 0.1 * ScoreKl("k"), TEXT | Cells({"k": "y@x"}))
+
+
+def reference_free():
+    return of(1.0 * FREE, reference=NoReference())
+
+
+def no_reference():
+    return of(1.0 * Pair("text"), reference=NoReference())
+
+
+def no_reference_for_a_divergence():
+    return of(FREE + TokenKl("text.winner"), reference=NoReference())
+
+
+def several_references_for_a_divergence():
+    return of(FREE + TokenKl("text.winner"), reference=Harmonic(paths=("a",), shares=(0.5, 0.5)))
+
+
+def used_twice():
+    return of(Pair("text") + 0.1 * ScoreKl("k"), TEXT | Cells({"k": "y@x"}), uses=2)
+
+
+def replayed():
+    return of(Pair("text") + 0.1 * ScoreKl("k"), TEXT | Cells({"k": "y@x"}), replay=0.25)
+
+
+def undamaged():
+    return of(Pair("text") + Pair("media"), TEXT | Edges({"media": ("w@x", "w@m")}))
+
+
+def unpaired():
+    return of(Pair("text") + Pair("media"))
+
+
+def bare():
+    return of(Pair("text"))
+
+
+def broken():
+    return of(1.0 * Pair("text", beta=1 / 0))
+"""
+LINE = RECIPES[: RECIPES.index("1 / 0")].count("\n") + 1
+
+
+@pytest.mark.parametrize(
+    ("recipe", "reason", "fix"),
+    [
+        ("no_reference", "Pair(on='text'", "but the stage has none; use a reference, or a scoring with"),
+        ("no_reference_for_a_divergence", "TokenKl(on='text.winner'", "has none; use a reference"),
+        ("several_references_for_a_divergence", "['kl_forward'] that TokenKl(", "use one reference"),
+        ("used_twice", "at most 0 versions old, but uses=2", "set uses=1 and replay=0"),
+        ("replayed", "at most 0 versions old, but uses=1 and replay=0.25", "set uses=1 and replay=0"),
+        ("undamaged", "takes ['m'] but the program makes only", "add the step that makes it"),
+        ("unpaired", "reads the edges ['media'] but `compare` emits only", "add them to `compare`"),
+        ("bare", "expected a weighted sum of terms, got Pair(", "write 1.0 *"),
+        ("broken", "recipe 'contradictions:broken' failed at", f"py:{LINE}: ZeroDivisionError: division by"),
+        ("absent", "has no attribute 'absent'", "cannot be imported"),
+    ],
+)
+def test_a_recipe_that_contradicts_itself_is_refused_with_the_reason_and_the_fix(
+    recipe: str,
+    reason: str,
+    fix: str,
+    own_run: Callable[..., Path],
+    started: list[Any],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    """By `validate`, and by `align` before anything starts."""
+    (tmp_path / "contradictions.py").write_text(RECIPES)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.delitem(sys.modules, "contradictions", raising=False)
+    monkeypatch.setattr("pipelines.preflight.recipe", CHECK_RECIPE)  # `started` leaves it out
+    run = own_run(recipe=f"contradictions:{recipe}")
+    for command in ("validate", "align"):
+        result = plumbline(command, run)
+        assert result.exit_code == 2, result.output
+        assert reason in result.stderr and fix in result.stderr
+        assert len(result.stderr.splitlines()) == 1 and "Traceback" not in result.output
+    assert not started and not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize("recipe", ["right", "reference_free"])
+def test_a_recipe_of_ones_own_that_does_not_contradict_itself_passes(
+    recipe: str, own_run: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "contradictions.py").write_text(RECIPES)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.delitem(sys.modules, "contradictions", raising=False)
+    result = plumbline("validate", own_run(recipe=f"contradictions:{recipe}"))
+    assert result.exit_code == 0, result.output
+    assert "recipe: mine" in result.stdout
 
 
 def test_all_mistakes_are_named_at_once(own_run: Callable[..., Path]) -> None:

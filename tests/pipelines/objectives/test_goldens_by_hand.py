@@ -108,6 +108,10 @@ CASES: list[tuple[Term, float]] = [
     (Pair("text", 1.0, margin=KLGap(1.0)), logistic(log(9) - 0.1)),  # 0.4 - 0.3
     (Pair("text", 1.0, scoring=Sum(against=None), margin=ReferenceGate(1.0)), log(5 / 3)),  # it prefers l: 0
     (Pair("text", 1.0, scoring=FREE, margin=TaskEma("ema", 2.0, by="task")), logistic(log(3) + 1)),
+    # R = -1/2: the gap ln 3 is cut to 1/2 * |R| = 1/4; to 4 * |R| = 2 it stays; nothing is known of "new"
+    (Pair("text", 1.0, scoring=FREE, margin=TaskEma("ema", 2.0, by="task", clip=0.5)), logistic(1.25)),
+    (Pair("text", 1.0, scoring=FREE, margin=TaskEma("ema", 2.0, by="task", clip=4.0)), logistic(log(3) + 1)),
+    (Pair("text", 1.0, scoring=FREE, margin=TaskEma("new", 2.0, by="task", clip=0.5)), log(4 / 3)),
     (Pair("text", 1.0, weighting=Wpo()), 2 * log(10 / 9)),  # w: exp(ln 4 - ln 2) = 2, l: 1
     (Pair("text", 1.0, weighting=Confidence("value")), log(10 / 9)),
     (Pair("text", 1.0, weighting=ZScore("value", high=9.0)), 2 * log(10 / 9)),  # 1 + (1 - 0.5) / 0.5

@@ -20,6 +20,7 @@ from pipelines.objectives.nll import ExpReward, Nll
 from pipelines.objectives.pair import Pair
 from pipelines.objectives.policy_gradient import Nash, PolicyGradient, Reinforce
 from pipelines.objectives.ranking import Lambda, PlackettLuce, Pro, Skip
+from pipelines.objectives.ratios import AdvantageRegression, Cispo, Gmpo, Sapo, Vespo
 from pipelines.objectives.scoring import Mean, StepWeighted
 from pipelines.objectives.weightings import LambdaGap
 from tests.pipelines.objectives.drawn import (
@@ -42,7 +43,7 @@ def listed(make_reads: MakeReads, rows: Rows, reference: Rows, rewards: list[flo
     return make_reads(rows, edges, reference=reference, roles=roles, scores={"y": {"value": rewards}})
 
 
-@given(answers(), st.floats(0, 3))
+@given(answers(), st.just(0.0) | st.floats(0, 3))
 def test_pro_of_two_is_the_logistic_loss_of_the_mean_gap_times_the_reward_gap(
     make_reads: MakeReads, drawn: tuple[Rows, Rows], gap: float
 ) -> None:
@@ -52,6 +53,9 @@ def test_pro_of_two_is_the_logistic_loss_of_the_mean_gap_times_the_reward_gap(
     p, q = (sum(tokens) / len(tokens) for tokens in policy)
     wanted = -F.logsigmoid(torch.tensor(gap * (p - q), dtype=torch.float64)).item()
     assert reduced(Pro("y", sft=0.0), reads).item() == pytest.approx(wanted, abs=1e-9)
+    if gap == 0:
+        value = reduced(Pro("y", sft=0.0), reads)
+        assert not torch.autograd.grad(value, reads.tokens["policy"])[0].any()
     if gap > 0.01:
         same(Pro("y", sft=0.0), Pair("text", gap, scoring=Mean(against=None)), reads)
     likelihood = 0.05 * -sum(policy[0])  # w (n - 1)^2 of the best answer
@@ -184,15 +188,36 @@ def test_policy_gradients_ignore_a_reward_shift_and_teach_nothing_without_a_spre
 def test_fresh_samples_make_the_clipped_ratio_plain_reinforce(
     make_reads: MakeReads, drawn: tuple[Rows, Rows]
 ) -> None:
-    """At u = 1 the gradient of -u A is that of -A log pi."""
+    """At u = 1 the gradient of -u A is that of -A log pi, whatever the form of the ratio."""
     roles, scores = {"y": [(i, 0) for i in range(3)]}, {"y": {"value": [1.0, 0.0, 3.0]}}
     reads = make_reads(drawn[0], roles=roles, scores=scores)
     reads.tokens["behaviour"] = torch.full_like(reads.tokens["reference"], torch.nan)  # type: ignore[index]
-    clipped, plain = PolicyGradient("y"), PolicyGradient("y", clip=None)
-    one, other = (
-        torch.autograd.grad(t.value(reads).sum(), reads.tokens["policy"])[0] for t in (clipped, plain)
-    )
-    torch.testing.assert_close(one * reads.mask, other * reads.mask)
+
+    def gradient(term: Term) -> Tensor:
+        return torch.autograd.grad(term.value(reads).sum(), reads.tokens["policy"])[0] * reads.mask
+
+    plain = gradient(PolicyGradient("y", clip=None))
+    mean = "sequence_mean"
+    forms = PolicyGradient("y"), PolicyGradient("y", ceiling=1.1), PolicyGradient("y", ratio="sequence")
+    for term in (*forms, Cispo("y", reduction=mean), Sapo("y"), Vespo("y", reduction=mean), Gmpo("y")):
+        torch.testing.assert_close(gradient(term), plain)
+
+
+@given(answers(2), st.floats(0.05, 2), st.floats(-2, 2), st.floats(-2, 2))
+def test_regression_on_the_advantage_rests_where_beta_rho_is_the_advantage(
+    make_reads: MakeReads, drawn: tuple[Rows, Rows], scale: float, first: float, second: float
+) -> None:
+    """(beta rho - (r - V))^2: 0 with r = V + beta rho, quadratic in what V misses."""
+    rho = [sum(p) - sum(r) for p, r in zip(*drawn, strict=True)]
+    optimal = [first, second]
+    rewards = [v + scale * x for v, x in zip(optimal, rho, strict=True)]
+    roles, parts = {"y": [(0, 0), (1, 0)]}, {"value": rewards, "optimal": optimal}
+    term = AdvantageRegression("y", scale)
+    reads = make_reads(drawn[0], reference=drawn[1], roles=roles, scores={"y": parts})
+    assert reduced(term, reads).item() == pytest.approx(0.0, abs=1e-9)
+    parts = {**parts, "optimal": [first + 0.5, math.nan]}  # the second is missing and weighs nothing
+    missed = make_reads(drawn[0], reference=drawn[1], roles=roles, scores={"y": parts})
+    assert reduced(term, missed).item() == pytest.approx(0.25)
 
 
 @given(answers(), beta)

@@ -35,6 +35,7 @@ from pipelines.objectives.positions import PositionPair
 from pipelines.objectives.quantiles import Aot
 from pipelines.objectives.ranking import Lambda, PlackettLuce, Pro, Skip
 from pipelines.objectives.rationale import LogProb
+from pipelines.objectives.ratios import AdvantageRegression, Cispo, Gmpo, Sapo, Vespo
 from pipelines.objectives.scoring import (
     Alpha,
     Desensitised,
@@ -106,7 +107,13 @@ SEPARABLE: tuple[Term, ...] = (
     Pro("y"),
     PolicyGradient("y", "group", kl=0.1),
     PolicyGradient("y", "centered", clip_high=0.3, reduction="batch_tokens", ratio="sequence"),
+    PolicyGradient("y", kl=0.1, ceiling=1.1, kl_ratio=True),
     Reinforce("y"),
+    Cispo("y"),
+    Sapo("y"),
+    Vespo("y"),
+    Gmpo("y"),
+    AdvantageRegression("y", 0.1, optimal="safety"),
     Nash("text"),
     PositionPair("text", 0.3, "seg"),
     FftTriplet("text.winner", "g", "text.loser"),

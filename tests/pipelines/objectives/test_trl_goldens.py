@@ -18,8 +18,10 @@ from pipelines.objectives.nll import Nll
 from pipelines.objectives.pair import Pair
 from pipelines.objectives.policy_gradient import Nash, PolicyGradient
 from pipelines.objectives.quantiles import Aot
+from pipelines.objectives.ratios import AdvantageRegression, Cispo, Gmpo, Sapo, Vespo
 from pipelines.objectives.scoring import Alpha, Desensitised, FDivergence, LogOdds, Mean, Scoring, Sum
 from pipelines.objectives.sides import ApoDown, ApoZero, BcoPair, Nca, Sides, SppoHard
+from pipelines.objectives.terms import Reduction
 from pipelines.objectives.unpaired import Bco, Kto
 from pipelines.objectives.weightings import Wpo
 
@@ -27,20 +29,14 @@ Json = dict[str, Any]
 MakeReads = Callable[..., Reads]
 GOLDENS = Path(__file__).parents[2] / "goldens"
 TRL, RETIRED = (json.loads((GOLDENS / name).read_text()) for name in ("trl.json", "trl_retired.json"))
-ELSEWHERE = {"tr_dpo": "the learner's reference", "reward": "the rewards' own losses"}
-ABSENT = {"luspo", "cispo", "sapo", "vespo", "gmpo", "a2po"}  # variants of GRPO that no recipe uses
-
-
-def absent(case: Json) -> bool:
-    """Of these variants, or with TRL's upper bound on the ratio, or its KL times the ratio."""
-    params = case.get("params", {})
-    corrected = params.get("use_bias_correction_kl") and params["beta"] > 0
-    kind = params.get("loss_type")
-    return (isinstance(kind, str) and kind in ABSENT) or bool(params.get("delta")) or bool(corrected)
+ELSEWHERE = {  # tested beside what computes them
+    "tr_dpo": "tests/actors/learner/test_blending_goldens.py",
+    "reward": "tests/pipelines/rewards/models/test_trl_goldens.py",
+}
 
 
 def cases(file: Json, *methods: str) -> list[Any]:
-    chosen = [case for case in file["cases"] if case["method"] in methods and not absent(case)]
+    chosen = [case for case in file["cases"] if case["method"] in methods]
     assert chosen, f"no goldens of {methods}"
     return [pytest.param(case, id=case["name"]) for case in chosen]
 
@@ -285,32 +281,67 @@ def test_nash_md(case: Json, make_reads: MakeReads) -> None:
     check(Nash("duel", case["params"]["beta"], None), reads, case, [*case["grads"]["own"], *zeros])
 
 
-@pytest.mark.parametrize("case", cases(TRL, "grpo", "rloo"))
-def test_policy_gradients(case: Json, make_reads: MakeReads) -> None:
-    batch, params = TRL["batches"]["group"], case["params"]
-    kind = params.get("loss_type", "rloo")
+def group(make_reads: MakeReads, batch: Json, scores: dict[str, list[float]]) -> Reads:
+    """Six answers of one comparison each, with the log-probs of those who sampled them."""
     n = len(batch["policy"])
     reads = make_reads(
         batch["policy"],
         size=n,
         reference=batch["reference"],
         roles={"y": [(i, i) for i in range(n)]},
-        scores={"y": {"value": batch["advantages"]}},
+        scores={"y": scores},
     )
     behaviour = torch.full_like(reads.tokens["reference"], torch.nan)
     for row, numbers in enumerate(batch["old"]):
         behaviour[row, : len(numbers)] = torch.tensor(numbers, dtype=torch.float64)
     reads.tokens["behaviour"] = behaviour  # type: ignore[index]
-    reduction = {"grpo": "sequence_mean", "dr_grpo": "sum", "rloo": "sequence_mean"}.get(kind, "batch_tokens")
-    ratio = "whole" if kind == "rloo" else params["importance_sampling_level"]
-    weight = 1 / batch["max_completion_length"] if kind == "dr_grpo" else 1.0
-    term = PolicyGradient(
-        "y", "raw", params["epsilon"], params["epsilon_high"], params.get("beta", 0.0), reduction, ratio
+    return reads
+
+
+def policy_gradient(method: str, params: Json, longest: int) -> Objective:
+    """Advantages are given; TRL divides Dr. GRPO by the longest answer that is allowed."""
+    kind = params.get("loss_type", method)
+    clips: Json = {"advantage": "raw", "clip": params["epsilon"], "clip_high": params["epsilon_high"]}
+    more: Json = {"kl": params.get("beta", 0.0), "ratio": params.get("importance_sampling_level", "token")}
+    more["kl_ratio"] = bool(params.get("use_bias_correction_kl"))
+    if kind == "cispo":
+        return 1.0 * Cispo("y", **clips, **more, ceiling=params["epsilon_high"])
+    if kind == "sapo":
+        sharp = params["sapo_temperature_pos"], params["sapo_temperature_neg"]
+        return 1.0 * Sapo("y", **clips, **more, sharp=sharp[0], sharp_negative=sharp[1])
+    if kind == "vespo":
+        gammas = [(params[f"vespo_k_{sign}"], params[f"vespo_lambda_{sign}"]) for sign in ("pos", "neg")]
+        return 1.0 * Vespo("y", **clips, **more, gamma=gammas[0], gamma_negative=gammas[1])
+    if kind == "gmpo":
+        return 1.0 * Gmpo("y", **clips, kl=params["beta"])
+    if kind == "rloo":
+        return 1.0 * PolicyGradient("y", **clips, ratio="whole")
+    reductions: dict[str, Reduction] = {"grpo": "sequence_mean", "dr_grpo": "sum", "luspo": "sum"}
+    reduction = reductions.get(kind, "batch_tokens")
+    term = PolicyGradient("y", **clips, **more, reduction=reduction, ceiling=params["delta"])
+    return (1 / longest if kind == "dr_grpo" else 1.0) * term
+
+
+@pytest.mark.parametrize("case", cases(TRL, "grpo", "gmpo", "rloo"))
+def test_policy_gradients(case: Json, make_reads: MakeReads) -> None:
+    batch = TRL["batches"]["group"]
+    objective = policy_gradient(case["method"], case["params"], batch["max_completion_length"])
+    check(objective, group(make_reads, batch, {"value": batch["advantages"]}), case)
+
+
+@pytest.mark.parametrize("case", cases(TRL, "a2po"))
+def test_regression_on_the_advantage(case: Json, make_reads: MakeReads) -> None:
+    scores = {"value": case["inputs"]["rewards"], "optimal": case["inputs"]["v_star"]}
+    check(
+        AdvantageRegression("y", case["params"]["beta2"]),
+        group(make_reads, TRL["batches"]["group"], scores),
+        case,
     )
-    check(weight * term, reads, case)
 
 
-def test_every_golden_is_used_or_named() -> None:
-    tested = {"dpo", "cpo", "tpo", "orpo", "online_dpo", "kto", "bco", "xpo", "nash_md", "grpo", "rloo"}
+def test_every_golden_is_used() -> None:
+    tested = {"dpo", "cpo", "tpo", "orpo", "online_dpo", "kto", "bco", "xpo", "nash_md"}
+    tested |= {"grpo", "gmpo", "rloo", "a2po"}
     methods = {case["method"] for file in (TRL, RETIRED) for case in file["cases"]}
-    assert methods == tested | set(ELSEWHERE) | (ABSENT & methods)
+    assert methods == tested | set(ELSEWHERE)
+    assert all((GOLDENS.parents[1] / file).exists() for file in ELSEWHERE.values())

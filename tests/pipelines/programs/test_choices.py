@@ -4,13 +4,24 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipelines.programs.choosing import Choose, Gated, Kept, Label, NeedsParts, Pairs, Ranked, Unlike
+from pipelines.programs.choosing import (
+    Choose,
+    Distinct,
+    Gated,
+    Kept,
+    Label,
+    NeedsParts,
+    Pairs,
+    Ranked,
+    Unlike,
+)
 from pipelines.programs.judging import Agreement, AskVerdict, Duels
 from pipelines.programs.mixing import Either, Otherwise, When
 from pipelines.programs.repeating import ForEach
@@ -121,6 +132,25 @@ def test_missing_parts_are_an_error_and_missing_scores_are_not() -> None:
         ValueError, match=r"reads the score parts \['c'\], but the reward gives only \['a', 'b'\]"
     ):
         run(NeedsParts(("a", "c")), draft)
+
+
+def test_distinct_answers_of_a_set() -> None:
+    """Of "a b", "b a", "c", "a b d" in the set the second has the words of the first; the last shares two of
+    its three with it, so 2/3 of the words; answer 0 has the same words, but is not in the set."""
+    texts = ("a b", "a b", "b a", "c", "a b d")
+    plain = scored([1.0] * 5, y=(1, 2, 3, 4))
+    rollouts = tuple(
+        replace(rollout, response=replace(rollout.response, text=text))
+        for rollout, text in zip(plain.rollouts, texts, strict=True)
+    )
+    draft = replace(plain, rollouts=rollouts)
+    assert run(Distinct(), draft).sets == {"y": (1, 3, 4)}
+    assert run(Distinct(most=0.6, name="kept"), draft).sets == {"y": (1, 2, 3, 4), "kept": (1, 3)}
+    assert Distinct().makes == {"y"} and Distinct(name="kept").makes == {"kept"}
+    assert reason(Distinct(), replace(draft, sets={"y": (0, 1, 2)})) == "too_similar"
+    assert reason(Distinct(), replace(draft, sets={"y": (0,)})) == "too_few_responses"
+    with pytest.raises(ValueError, match=r"above 0 and at most 1, got 1\.5"):
+        Distinct(most=1.5)
 
 
 def test_unlike_answers() -> None:

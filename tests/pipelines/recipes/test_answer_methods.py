@@ -12,6 +12,7 @@ from pipelines.decoding import Contrast, FromReference, Grounded
 from pipelines.recipe import MergeAdapter, Refresh
 from pipelines.recipes import load
 from pipelines.references import NoReference
+from pipelines.rewards.random import Random
 from pipelines.rewards.rules import Parts
 from pipelines.rollout import Draft
 from pipelines.types import Comparison, Score
@@ -221,6 +222,13 @@ def test_uv_cot_looks_ahead_and_subtracts_the_score_gap(play: Play, worth: Play)
     assert len(made) == 2 and [c.id for c in made] == ["g/0", "g/1"]
 
 
+def test_uv_cot_looks_closer_at_distinct_answers_alone(play: Play) -> None:
+    _, done, _, tools = play("uv_cot", distinct=True)
+    kept = done.members("y")
+    assert len({frozenset(done.rollouts[i].response.text.split()) for i in kept}) == len(kept)
+    assert sum(len(r.prompt.messages) == 3 for r, _ in tools.rollouts) == len(kept)
+
+
 def test_uv_cot_shows_the_region_that_the_answer_speaks_of(play: Play) -> None:
     """The second turn shows a crop: of all boxes that the answer names, enlarged to the picture's size."""
     _, done, _, tools = play("uv_cot")
@@ -268,6 +276,18 @@ def test_synthalign_trains_on_made_pictures(play: Play) -> None:
     assert done.rollout("w").prompt == prompt == done.rollout("l").prompt
     candidates = [name for name in done.prompts if name.startswith("c/")]
     assert len(candidates) == 3 and prompt.digest in {done.prompts[name].digest for name in candidates}
+
+
+def test_synthalign_takes_answers_of_other_models(play: Play) -> None:
+    """Two models with three answers each, judged together; none of the policy."""
+    _, done, (made,), tools = play(
+        "synthalign_pds", tools={"reward": Random()}, models=("one", "two"), samples=3
+    )
+    assert [decoder.path for _, decoder in tools.rollouts] == ["one"] * 3 + ["two"] * 3
+    assert {r.behaviour.stream for r, _ in tools.rollouts} == {"checkpoint"}
+    best, worst = (score_of(made, role).value for role in ("w@s", "l@s"))
+    values = [done.scores[i].value for i in done.members("y")]
+    assert len(values) == 6 and (best, worst) == (max(values), min(values))
 
 
 def test_remedy_asks_for_its_aspects(

@@ -343,6 +343,25 @@ def test_molpo_follows_the_task(play: Play, worth: Play) -> None:
     assert worth(stage, made, {}, carry={"chosen": -1.0}) == pytest.approx(expected, abs=1e-5)
 
 
+def test_molpo_s_beta_scales_gap_bound_and_target_alike(play: Play, worth: Play) -> None:
+    """beta = 2, R = -1, mean log-probs r_w = -1 and r_l = -4: the gap 3 is cut to clip |R| = 2.
+
+    NLL 1 + -log sigmoid(2 (2 - 0.5)) + -log sigmoid(-4 + 1); beta does not touch the last. Without a clip
+    the second is at 2 (3 - 0.5).
+    """
+    for params, logit in (({}, 3.0), ({"clip": None}, 5.0)):
+        stage, _, made, _ = play("molpo", beta=2.0, **params)
+        length = len(made.responses[0].tokens)
+        rho = {"w@x": -1.0 * length, "w@m": -4.0 * length}
+        expected = 1 + math.log1p(math.exp(-logit)) + math.log1p(math.exp(3.0))
+        assert worth(stage, made, rho, carry={"chosen": -1.0}) == pytest.approx(expected, abs=1e-5)
+
+
+def test_molpo_refuses_a_target_that_its_negative_mean_would_turn_around() -> None:
+    with pytest.raises(ValueError, match=r"molpo: lam must not be positive, since R is negative; got 0.5"):
+        load("molpo", {"lam": 0.5})
+
+
 def test_media_methods_drop_prompts_without_media(glyphs_draft: MakeDraft, glyphs_tools: MakeTools) -> None:
     """A prompt that shows nothing is a named drop, whatever the damage."""
     draft = glyphs_draft()

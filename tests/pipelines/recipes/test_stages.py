@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import pairwise
 from typing import Any
 
 import pytest
 
 from pipelines.comparing.spans import DiffSpans
 from pipelines.comparisons import Edges
+from pipelines.objectives.implicit import FSft
+from pipelines.objectives.nll import Nll
 from pipelines.objectives.pair import Pair
 from pipelines.objectives.scoring import OnlySpans, Sum
 from pipelines.perturbations.diffuse import Diffuse
 from pipelines.programs.choosing import best_and_worst
 from pipelines.programs.damaging import Blind, Damage
-from pipelines.recipe import Recipe, Stage
-from pipelines.recipes import load
+from pipelines.recipe import MergeAdapter, Recipe, Refresh, Stage
+from pipelines.recipes import load, names, parameters
 from pipelines.references import NoReference
 
 TEXT = Edges({"text": ("w@x", "l@x")})
@@ -71,3 +74,42 @@ def test_stages_share_the_steps() -> None:
         recipe.ends(1)
     with pytest.raises(ValueError, match="has no stage"):
         Recipe(name="empty", paper="", source="", stages=())
+
+
+# -- what a stage after fine-tuning refers to ----------------------------------------------------------------
+
+
+def tuned_before(recipe: Recipe) -> list[Stage]:
+    """Stages that only fine-tune, each directly before one that goes on from it and reads a reference."""
+    return [
+        before
+        for before, after in pairwise(recipe.stages)
+        if all(isinstance(term, Nll | FSft) for _, term in before.objective.terms)
+        and after.objective.reads_reference
+        and after.init == "previous"
+    ]
+
+
+def becomes_reference(stage: Stage) -> bool:
+    return any(isinstance(action, Refresh | MergeAdapter) for action in stage.then)
+
+
+TUNED_FIRST = [name for name in names() if tuned_before(load(name, {}))]
+
+
+@pytest.mark.parametrize("name", TUNED_FIRST)
+def test_after_fine_tuning_the_reference_is_the_tuned_model(name: str) -> None:
+    """Else the log-ratio of the first preference step would hold what fine-tuning changed. With an adapter
+    this takes a merge."""
+    assert all(map(becomes_reference, tuned_before(load(name, {}))))
+    if any(parameter.name == "lora" for parameter in parameters(name)):
+        for stage in tuned_before(load(name, {"lora": True})):
+            assert any(isinstance(action, MergeAdapter) for action in stage.then)
+
+
+def test_the_rule_about_fine_tuning_finds_its_cases() -> None:
+    assert {"aigi_holmes", "implicit_sft", "opa_dpo"} <= set(TUNED_FIRST) and "povid" not in TUNED_FIRST
+    recipe = load("opa_dpo", {})
+    first, *rest = recipe.stages
+    (forgotten,) = tuned_before(replace(recipe, stages=(replace(first, then=()), *rest)))
+    assert not becomes_reference(forgotten)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from pipelines.rewards.probe import probe_auc
+from pipelines.rewards.probe import probe_auc, text_probe_auc
 
 RNG = np.random.default_rng(0)
 QUESTION = RNG.normal(size=(200, 16))  # what the two sides of a pair share
@@ -28,6 +28,15 @@ def test_a_watermark_is_found_and_swapping_labels_hides_it():
     swapped = RNG.random(200) < 0.5
     mixed = np.where(swapped[:, None], rejected, marked), np.where(swapped[:, None], marked, rejected)
     assert abs(probe_auc(*mixed) - 0.5) < 0.15
+
+
+def test_texts_of_one_source_and_texts_with_a_watermark():
+    words = ["a", "red", "blue", "green", "seven", "two", "one", "top", "left", "right", "bottom", "dog"]
+    drawn = [" ".join(RNG.choice(words, size=RNG.integers(4, 20))) for _ in range(400)]
+    chosen, rejected = drawn[:200], drawn[200:]
+    assert abs(text_probe_auc(chosen, rejected) - 0.5) < 0.15
+    assert text_probe_auc([f"sure : {text}" for text in chosen], rejected) > 0.95
+    assert text_probe_auc([f"{text} {text}" for text in chosen], rejected) > 0.7  # length tells as well
 
 
 def test_the_same_seed_gives_the_same_area():

@@ -124,6 +124,11 @@ def test_single_source_can_be_compared_with_a_strong_chosen_answer(play: Play) -
     chosen, rejected = played.side("text", "winner"), played.side("text", "loser")
     assert chosen[2].text == played.draft.prompt.gold["answer"] and chosen[0].behaviour is None
     assert rejected[0].behaviour.stream == "policy"
+    played = play("single_source", source="strong_chosen", strong="another")
+    chosen, rejected = played.side("text", "winner"), played.side("text", "loser")
+    assert (chosen[0].behaviour.stream, rejected[0].behaviour.stream) == ("checkpoint", "policy")
+    with pytest.raises(ValueError, match='only source="strong_chosen" has a stronger model'):
+        play("single_source", strong="another")
 
 
 def test_every_answer_is_scored_whole(play: Play) -> None:

@@ -81,7 +81,7 @@ def test_what_no_comparison_holds_is_not_read(objective: Any, message: str) -> N
     ("name", "params", "message"),
     [
         ("dpo", {"bta": 0.1}, r"recipe 'dpo' has no parameter 'bta'; did you mean 'beta'\?"),
-        ("dpo", {"pairs": "offline"}, r"pairs: Input should be 'online' or 'recorded', got 'offline'"),
+        ("dpo", {"pairs": "offline"}, r"pairs: Input should be 'online', 'recorded' or 'mixed', got 'off"),
         ("dpo", {"beta": 0.0}, "beta must be positive, got 0"),
         ("dpo", {"samples": 1}, "expected at least 2, since the best is compared with the worst"),
         ("dpo", {"min_gap": -1.0}, r"min_gap=\.\.\.\): expected at least 0, got -1"),
