@@ -70,10 +70,10 @@ class Stage:
     then: tuple[Action, ...] = ()  # at its end, before one publication
 
     def __post_init__(self) -> None:
-        given: object = self.objective
-        if not isinstance(given, Objective):
-            raise ValueError(
-                f"objective: expected a weighted sum of terms, got {given!r}; write 1.0 * ... for one term"
+        if not isinstance(self.objective, Objective):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise ValueError(  # a user's recipe may hold a bare term
+                f"objective: expected a weighted sum of terms, got {self.objective!r}; write 1.0 * ... for "
+                "one term"
             )
         problems = list(self._contradictions())
         if problems:
