@@ -133,12 +133,12 @@ class Scorer(nn.Module):
         needs: Collection[str] = (),
         reference: tuple[Tensor, Head] | None = None,
     ) -> dict[str, Tensor]:
-        """ "logps" and each feature of `needs`, [N, L] or [N, L, width]; 0 where nothing is scored.
+        """The entry "logps" and one per feature of `needs`, [N, L] or [N, L, width]; 0 at what is not scored.
 
         "selected" gives the hidden states of the scored tokens alone, [T, width]: what another forward takes
         as its `reference`, together with the head that belongs to them.
         """
-        hidden = self._hidden(batch)
+        hidden = last_hidden(self.model.base_model, batch)
         targets = batch.targets
         selected = hidden[targets.row, targets.position]
         head = self.model.get_output_embeddings()
@@ -150,22 +150,22 @@ class Scorer(nn.Module):
             found["selected"] = selected
         return found
 
-    def _hidden(self, batch: Batch) -> Tensor:
-        """Last hidden states, [N, length, width]."""
-        backbone = self.model.base_model
-        extra: Mapping[str, Any] = {}
-        if batch.pixel_values is not None and batch.grid is not None:
-            features = backbone.get_image_features(batch.pixel_values, batch.grid, return_dict=True)
-            distinct = features.pooler_output
-            features.pooler_output = tuple(distinct[index] for index in batch.shown)
-            extra = {
-                "mm_encoder_outputs": {"image": features},
-                "image_grid_thw": batch.grid[list(batch.shown)],
-                "mm_token_type_ids": batch.image_mask,
-            }
-        return backbone(
-            input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False, **extra
-        ).last_hidden_state
+
+def last_hidden(backbone: Any, batch: Batch) -> Tensor:
+    """Last hidden states, [N, length, width]; each distinct picture goes through the vision tower once."""
+    extra: Mapping[str, Any] = {}
+    if batch.pixel_values is not None and batch.grid is not None:
+        features = backbone.get_image_features(batch.pixel_values, batch.grid, return_dict=True)
+        distinct = features.pooler_output
+        features.pooler_output = tuple(distinct[index] for index in batch.shown)
+        extra = {
+            "mm_encoder_outputs": {"image": features},
+            "image_grid_thw": batch.grid[list(batch.shown)],
+            "mm_token_type_ids": batch.image_mask,
+        }
+    return backbone(
+        input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False, **extra
+    ).last_hidden_state
 
 
 def without_dropout(model: nn.Module) -> None:

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
-from actors.forward import Batch, Row, collate, without_dropout
+from actors.forward import Row, collate, last_hidden, without_dropout
 from actors.processing import Processing
 from pipelines.checkpoint import NotACheckpoint
 from pipelines.rewards.models.heads import (
@@ -311,23 +311,6 @@ class RewardModel(nn.Module):
             differ = labels[0, :, None] > labels[0]
             right.append((scores[0, :, None] > scores[0])[differ])
         return float(torch.cat(right).float().mean())
-
-
-def last_hidden(backbone: Any, batch: Batch) -> Tensor:
-    """[N, length, width]; each distinct picture goes through the vision tower once."""
-    extra: Mapping[str, Any] = {}
-    if batch.pixel_values is not None and batch.grid is not None:
-        features = backbone.get_image_features(batch.pixel_values, batch.grid, return_dict=True)
-        distinct = features.pooler_output
-        features.pooler_output = tuple(distinct[index] for index in batch.shown)
-        extra = {
-            "mm_encoder_outputs": {"image": features},
-            "image_grid_thw": batch.grid[list(batch.shown)],
-            "mm_token_type_ids": batch.image_mask,
-        }
-    return backbone(
-        input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False, **extra
-    ).last_hidden_state
 
 
 def _backbone(path: str | Path) -> Any:
