@@ -109,11 +109,18 @@ ROWS: tuple[Row, ...] = (
         ),
     ),
     Row(
-        key="noisy_labels",
-        claim="With 30% of the labels flipped, noise-robust links beat DPO",
+        key="noisy_labels_conservative",
+        claim="With 30% of the labels flipped, conservative DPO beats DPO",
         source="robust DPO (from memory)",
-        orderings=over("robust_flipped", "dpo_flipped", "cdpo_flipped") + over("cdpo_flipped", "dpo_flipped"),
+        orderings=over("cdpo_flipped", "dpo_flipped"),
         seeds=12,  # learning flips by heart varies more over seeds than anything else here
+    ),
+    Row(
+        key="noisy_labels_robust",
+        claim="With 30% of the labels flipped, robust DPO beats DPO and conservative DPO",
+        source="robust DPO (from memory)",
+        orderings=over("robust_flipped", "dpo_flipped", "cdpo_flipped"),
+        seeds=12,
     ),
     Row(
         key="pair_source",
