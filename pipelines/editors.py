@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import importlib.util
 import inspect
 import os
 import sys
@@ -14,6 +13,7 @@ from typing import Any, Protocol
 from pipelines.rewards.threads import in_thread
 from pipelines.settings import Settings
 from pipelines.settings_errors import SettingsError
+from pipelines.user_files import load_file
 
 Function = Callable[[str, str, dict[str, Any], int], Any]
 
@@ -63,7 +63,10 @@ def load_editor(settings: Settings) -> Editor:
     name = settings.editor
     place, _, attribute = name.rpartition(":")
     try:
-        module = _load_file(Path(place)) if place.endswith(".py") else _import(place)
+        if place.endswith(".py"):
+            module = load_file(Path(place), f"plumbline_editor_{Path(place).stem}")
+        else:
+            module = _import(place)
         function = getattr(module, attribute)
         inspect.signature(function).bind("", "", {}, 0)
     except Exception as error:  # a module of the user may fail in any way
@@ -77,12 +80,3 @@ def _import(name: str) -> Any:
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())
     return importlib.import_module(name)
-
-
-def _load_file(path: Path) -> Any:
-    spec = importlib.util.spec_from_file_location(f"plumbline_editor_{path.stem}", path)
-    if spec is None or spec.loader is None:
-        raise FileNotFoundError(f"{path}: not a Python file")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module

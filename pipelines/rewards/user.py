@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import copy
 import importlib
-import importlib.util
 import inspect
 import os
 import sys
@@ -18,6 +17,7 @@ import numpy as np
 from pipelines.rewards.base import AnyReward, is_reward
 from pipelines.rewards.threads import WorkFailed, in_thread
 from pipelines.types import Prompt, Response, Score
+from pipelines.user_files import NotPython, load_file
 
 Function = Callable[[list[dict[str, Any]], str, dict[str, Any]], Any]
 
@@ -165,14 +165,10 @@ def _import(name: str) -> Any:
 def _load_file(path: Path) -> Any:
     if not path.is_file():
         raise RewardNotFound(f"reward: {path}: no such file")
-    name = f"plumbline_user_{path.stem}"
-    spec = importlib.util.spec_from_file_location(name, path)
-    if spec is None or spec.loader is None:
-        raise RewardNotFound(f"reward: {path}: not a Python file")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module  # dataclasses of the file look themselves up by module name
-    spec.loader.exec_module(module)
-    return module
+    try:
+        return load_file(path, f"plumbline_user_{path.stem}")
+    except NotPython as error:
+        raise RewardNotFound(f"reward: {error}") from error
 
 
 def _binds(function: Callable[..., Any], *arguments: Any) -> bool:

@@ -58,3 +58,21 @@ def test_the_world_corrects_what_it_injects() -> None:
     assert verify(wrong)["wrong"] > 0 == verify(asyncio.run(edit(wrong, "correct", row, 0)))["wrong"]
     with pytest.raises(ValueError, match="got 'translate'"):
         asyncio.run(edit("a", "translate", row, 0))
+
+
+def test_a_file_may_hold_a_dataclass(tmp_path: Path) -> None:
+    """A dataclass with postponed annotations looks its own module up by name."""
+    file = tmp_path / "own_edits.py"
+    file.write_text(
+        "from __future__ import annotations\n"
+        "from dataclasses import KW_ONLY, dataclass\n"
+        "@dataclass\n"
+        "class Rule:\n"
+        "    _: KW_ONLY\n"
+        "    now: str = 'three'\n"
+        "def rewrite(text, kind, row, seed):\n"
+        "    return Rule().now\n"
+    )
+    editor = load_editor(Settings(editor=f"{file}:rewrite"))
+
+    assert asyncio.run(editor("two", "correct", {}, 0)) == "three"

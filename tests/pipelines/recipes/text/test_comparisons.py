@@ -18,7 +18,7 @@ from pipelines.types import Rollout, Score
 
 Play = Callable[..., Any]
 
-PAIRED = [
+EITHER = [
     "dpo",
     "cdpo",
     "robust_dpo",
@@ -49,43 +49,10 @@ PAIRED = [
     "tr_dpo",
     "mrpo",
     "sparse_po",
-    "apo_accelerated",
-    "single_source",
-    "modpo",
-    "sppo",
-    "online_dpo",
-]
+]  # take fresh and recorded pairs
+PAIRED = [*EITHER, "apo_accelerated", "single_source", "modpo", "sppo", "online_dpo"]
 RECORDS = [
-    "dpo",
-    "cdpo",
-    "robust_dpo",
-    "hinge_dpo",
-    "ipo",
-    "ipo_sum",
-    "ln_dpo",
-    "exo",
-    "discopop",
-    "nca",
-    "bco_pair",
-    "apo_zero",
-    "apo_down",
-    "sppo_hard",
-    "simpo",
-    "alpha_po",
-    "orpo",
-    "cpo",
-    "slic",
-    "ld_dpo",
-    "f_dpo",
-    "rpo_sft",
-    "flex_dpo",
-    "hypo_gating",
-    "aot",
-    "aot_unpaired",
-    "wpo",
-    "tr_dpo",
-    "mrpo",
-    "sparse_po",
+    *EITHER,
     "tpo_triple",
     "rationale_dpo",
     "rationale_orpo",
