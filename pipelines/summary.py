@@ -46,6 +46,7 @@ def summarise(
         "sync": sync(events),
         "sight": sight(steps),
         "lag": lag(steps),
+        "alarms": dict(Counter(str(event["monitor"]) for event in events if event["event"] == "alarm")),
         "stage_seconds": stage_seconds(events, steps),
         "wall_seconds": round(wall_seconds, 1),
         "seed": seed,

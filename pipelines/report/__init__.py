@@ -1,6 +1,5 @@
-"""What a run shows: a self-contained report page, the terminal's tables, and an independent recount."""
+"""What a run shows: a self-contained report page and the terminal's tables."""
 
-from pipelines.report.audit import recount
 from pipelines.report.page import render
 
-__all__ = ["recount", "render"]
+__all__ = ["render"]

@@ -40,7 +40,7 @@ def before_after_table(summary: Mapping[str, Any]) -> RenderableType:
 
 
 def closing_lines(summary: Mapping[str, Any]) -> list[str]:
-    """What the run proves of itself: weights in four parts, accounting, lag and sight."""
+    """What the run proves of itself: weights in four parts, accounting, invariants, lag and sight."""
     lines: list[str] = []
     if sync := summary.get("sync"):
         proved = f"{sync['verified']} of {sync['versions']} versions proved"
@@ -56,9 +56,12 @@ def closing_lines(summary: Mapping[str, Any]) -> list[str]:
         ends[1] += f" ({reasons})" if reasons else ""
         ends += [f"{counts['released']} released"] if counts.get("released") else []
         lines.append(f"groups: {counts['issued']} issued = {' + '.join(ends)}")
-    if "recount" in summary:
-        wrong = len(summary["recount"]["discrepancies"])
-        lines.append(f"recount from the log of trained comparisons: {wrong or 'no'} discrepancies")
+    if "audit" in summary:
+        lines.append("audit, from logs that are not the ledger's:")
+        lines += [f"  {finding['line']}" for finding in summary["audit"]["findings"]]
+    if alarms := summary.get("alarms"):
+        raised = ", ".join(f"{name} {number}" for name, number in sorted(alarms.items()))
+        lines.append(f"monitors: {raised}; report.html has the alarms")
     if lag := summary.get("lag"):
         lines.append(f"lag: {fmt.compact(lag['max'])} versions at most, {fmt.number(lag['mean'])} on average")
     if sight := summary.get("sight"):

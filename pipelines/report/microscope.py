@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, cast
 
-from pipelines.report.lineage import Lineage
+from pipelines.lineage import Lineage
 
 SHOWN: Final = 12
 LARGEST: Final = 384  # pixels of a picture's longer side on the page

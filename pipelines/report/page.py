@@ -11,9 +11,9 @@ from typing import Any, Final, cast
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
+from pipelines.lineage import Lineage
 from pipelines.report import format as fmt
 from pipelines.report import microscope, sections
-from pipelines.report.lineage import Lineage
 from pipelines.report.rundir import Run, load
 
 _HERE: Final = Path(__file__).parent
@@ -65,6 +65,8 @@ def _context(run: Run) -> dict[str, Any]:
         "proofs": sections.proofs(run.events),
         "accounting": sections.accounting(summary),
         "faults": sections.fault_counts(run.events),
+        "invariants": sections.invariants(summary),
+        "alarms": sections.alarms(run.events),
         "settings_text": run.config,
         "versions": _strings(summary.get("versions")),
         "summary_text": json.dumps(summary, indent=2, ensure_ascii=False) if summary else "",

@@ -39,6 +39,10 @@ class Progress:
         if not self._console.is_terminal:
             self._console.print(f"plumbline: {name}", highlight=False)
 
+    def say(self, line: str) -> None:
+        """Something happened that people want to know at once."""
+        self._console.print(f"plumbline: {line}", highlight=False, markup=False, soft_wrap=True)
+
     def step(self, metrics: Mapping[str, Any]) -> None:
         """A learner step was trained."""
         number = int(metrics["step"])

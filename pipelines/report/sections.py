@@ -20,6 +20,7 @@ PROOF_PARTS: Final = {
     "caches_fresh": "caches fresh",
 }
 _COLOURS: Final = 8  # of the palette in report.css
+SHOWN: Final = 5  # pieces of evidence of one violation
 OUTCOMES: Final = ("proved", "not distinguishable", "failed")
 
 # (id, title, unit, {key in metrics.jsonl: label})
@@ -240,6 +241,24 @@ def accounting(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
     names += [name for name in ("sealed", "released") if counts.get(name)]
     rows = [(name, fmt.compact(counts.get(name))) for name in names]
     return rows + [(f"dropped: {reason}", fmt.compact(count)) for reason, count in sorted(dropped.items())]
+
+
+def invariants(summary: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+    """(code and name, status, what was counted or what speaks against it) of each audited invariant."""
+    findings = cast("list[dict[str, Any]]", _dict(summary.get("audit")).get("findings") or [])
+    return [
+        (
+            f"{finding['code']} {finding['name']}",
+            str(finding["status"]),
+            "; ".join(finding["evidence"][:SHOWN]) or str(finding["counted"]),
+        )
+        for finding in findings
+    ]
+
+
+def alarms(events: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """What the health monitors raised, in order."""
+    return [event for event in events if event.get("event") == "alarm"]
 
 
 def fault_counts(events: Sequence[Mapping[str, Any]]) -> list[tuple[str, int]]:

@@ -104,7 +104,8 @@ def test_a_summary_is_written_from_what_lies_in_the_folder(tmp_path: Path) -> No
     chair_i = wrong / (right + wrong): 2 / 4 before, 0 / 2 after.
     """
     write(tmp_path / "metrics.jsonl", [{"step": 1}, {"step": 2}, {"step": 2}])
-    write(tmp_path / "events.jsonl", [proof(0)])
+    alarms = [{"event": "alarm", "monitor": name} for name in ("ties", "ties", "reward_drop")]
+    write(tmp_path / "events.jsonl", [proof(0), *alarms])
     write(tmp_path / "evaluation" / "before.jsonl", captions([1, 1]))
     write(tmp_path / "evaluation" / "after.jsonl", captions([0, 0]))
 
@@ -115,6 +116,7 @@ def test_a_summary_is_written_from_what_lies_in_the_folder(tmp_path: Path) -> No
     assert json.loads((tmp_path / "summary.json").read_text()) == json.loads(json.dumps(made))
     assert (made["status"], made["steps"], made["seed"], made["wall_seconds"]) == ("finished", 2, 7, 12.3)
     assert made["comparisons"] == {"issued": 3, "trained": 3}
+    assert made["alarms"] == {"ties": 2, "reward_drop": 1}
     assert made["heldout"]["before"]["chair_i"] == pytest.approx(0.5)
     assert made["heldout"]["change"]["chair_i"]["difference"] == pytest.approx(-0.5)
     assert "torch" in made["versions"]

@@ -60,7 +60,8 @@ def test_closing_lines_say_what_the_run_proves() -> None:
     summary = {
         "sync": {"versions": 3, "verified": 3, "failed": 0, "parts": parts},
         "comparisons": {"issued": 9, "trained": 6, "dropped": {"tie": 2}, "released": 1},
-        "recount": {"discrepancies": []},
+        "audit": {"findings": [{"line": "I1 conservation: holds (9 groups)"}]},
+        "alarms": {"ties": 1},
         "lag": {"max": 1.0, "mean": 0.5},
         "sight": {"digest_mismatches": 0, "visual_reliance": 3.25},
     }
@@ -68,7 +69,9 @@ def test_closing_lines_say_what_the_run_proves() -> None:
         "weights: 3 of 3 versions proved, 0 failed",
         "  canary change: 1 not distinguishable, 2 proved",
         "groups: 9 issued = 6 trained + 2 dropped (tie 2) + 1 released",
-        "recount from the log of trained comparisons: no discrepancies",
+        "audit, from logs that are not the ledger's:",
+        "  I1 conservation: holds (9 groups)",
+        "monitors: ties 1; report.html has the alarms",
         "lag: 1 versions at most, 0.50 on average",
         "sight: 0 digest mismatches, visual reliance 3.25 nats",
     ]

@@ -258,3 +258,22 @@ def test_rolled_back_comparisons_are_not_shown(make_run: MakeRun, tools: dict[st
     text = page_of(run_dir).text
     assert "Step 3 weight version" in text
     assert "Step 4 weight version" not in text
+
+
+def test_invariants_and_alarms_are_shown_with_their_evidence(make_run: MakeRun) -> None:
+    run_dir = make_run()
+    text = page_of(run_dir).text
+    assert "This run was not audited" in text
+    assert "No alarm was raised." in text
+    findings = [
+        {"code": "I1", "name": "conservation", "status": "holds", "counted": "27 groups", "evidence": []},
+        {"code": "I2", "name": "once", "status": "violated", "counted": "", "evidence": ["<b>g1</b>", "g2"]},
+    ]
+    summary = json.loads((run_dir / "summary.json").read_text())
+    (run_dir / "summary.json").write_text(json.dumps(summary | {"audit": {"findings": findings}}))
+    alarm = {"monitor": "reward_drop", "value": 0.75, "threshold": 0.5, "step": 5, "advice": "lower the rate"}
+    with (run_dir / "events.jsonl").open("a") as file:
+        file.write(json.dumps({"event": "alarm", **alarm}) + "\n")
+    text = page_of(run_dir).text
+    assert "I1 conservation holds 27 groups I2 once violated <b>g1</b>; g2" in text
+    assert "5 reward drop 0.75 0.5 lower the rate" in text
