@@ -2,7 +2,9 @@
 
 `run_dir/checkpoints/step-N/` holds a checkpoint and its `manifest.json`. A folder without a manifest that
 verifies is no checkpoint, whatever else it holds. On a POSIX file system the rename makes a commit atomic;
-on an object store the manifest, written last, does.
+on an object store (`actors.mirror`) the manifest, written last, does. Hidden folders beside them are commits
+under way (`.step-N.partial`), a checkpoint while another of its step takes its place (`.step-N.replaced`)
+and one being removed (`.step-N.removed`); `bad-step-N` is one that did not verify, kept for inspection.
 """
 
 from __future__ import annotations
@@ -12,13 +14,18 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from actors import disk
+from actors.disk import DiskFull
+
+__all__ = ["BadCheckpoint", "Checkpoint", "DiskFull", "StaleAttempt"]
+
 MANIFEST = "manifest.json"
-FORMAT = 1
+FORMAT = 2
 
 
 class BadCheckpoint(RuntimeError):
@@ -46,48 +53,110 @@ def root(run_dir: Path) -> Path:
     return run_dir / "checkpoints"
 
 
-def begin(run_dir: Path, step: int) -> Path:
-    """An empty folder to write the checkpoint of `step` into; remains of a broken attempt are removed."""
-    partial = root(run_dir) / f".step-{step}.partial"
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
+def partial_of(run_dir: Path, step: int) -> Path:
+    """Where the checkpoint of `step` is written before it is committed."""
+    return _aside(run_dir, step, "partial")
+
+
+def begin(run_dir: Path, step: int, need: int = 0) -> Path:
+    """An empty folder to write the checkpoint of `step` into; remains of broken attempts are removed.
+
+    `need`: bytes it will take, where there is no earlier checkpoint to tell. Raises `DiskFull`.
+    """
+    root(run_dir).mkdir(parents=True, exist_ok=True)
+    for remains in root(run_dir).glob(".step-*.partial"):
+        shutil.rmtree(remains)
+    disk.require(root(run_dir), usual_size(run_dir) or need)
+    partial = partial_of(run_dir, step)
+    partial.mkdir()
     return partial
+
+
+def usual_size(run_dir: Path) -> int:
+    """Bytes of the newest checkpoint, 0 when there is none."""
+    for path in _newest_first(run_dir):
+        try:
+            return sum(int(entry["bytes"]) for entry in read_manifest(path)["files"].values())
+        except BadCheckpoint:
+            continue
+    return 0
 
 
 def commit(run_dir: Path, step: int, attempt: int, facts: Mapping[str, Any]) -> Path:
     """Makes what was written since `begin` the checkpoint of `step`.
 
     `facts` (JSON-able; "ledger", "versions", ...) enter the manifest. A checkpoint of the same step is
-    replaced. Raises `StaleAttempt` when a newer attempt has committed; then nothing changes.
+    replaced; one that does not verify is kept as `bad-step-N`. Raises `StaleAttempt` when a newer attempt has
+    committed; then nothing changes.
     """
-    partial, final = root(run_dir) / f".step-{step}.partial", root(run_dir) / f"step-{step}"
+    partial, final = partial_of(run_dir, step), root(run_dir) / f"step-{step}"
     _refuse_stale(run_dir, attempt)
     files = {name: _entry(partial / name, sync=True) for name in _files(partial)}
     manifest = {**facts, "format": FORMAT, "attempt": attempt, "step": step, "files": files}
-    with (partial / MANIFEST).open("w", encoding="utf-8") as stream:
-        json.dump(manifest, stream, indent=1, sort_keys=True)
-        stream.flush()
-        os.fsync(stream.fileno())
-    for folder in {partial, *((partial / name).parent for name in files)}:
+    _write(partial / MANIFEST, _sealed(manifest))
+    for folder in (partial, *(path for path in partial.rglob("*") if path.is_dir())):
         _sync_folder(folder)
-    old = root(run_dir) / f".step-{step}.replaced"
-    shutil.rmtree(old, ignore_errors=True)
     if final.exists():
-        final.rename(old)
-    partial.rename(final)
+        _put_aside(run_dir, step)
+    os.rename(partial, final)
     _sync_folder(root(run_dir))
-    shutil.rmtree(old, ignore_errors=True)
+    _remove(run_dir, _aside(run_dir, step, "replaced"))
     return final
+
+
+def _put_aside(run_dir: Path, step: int) -> None:
+    """Make way for another checkpoint of a step. Between two renames only the name aside remains."""
+    final, aside = root(run_dir) / f"step-{step}", _aside(run_dir, step, "replaced")
+    if not _verifies(final):
+        keep_bad(run_dir, final)
+        return
+    _remove(run_dir, aside)
+    os.rename(final, aside)
+
+
+def keep_bad(run_dir: Path, path: Path) -> None:
+    """Give a checkpoint that does not verify a name under which nothing takes it for one."""
+    bad = path.with_name(f"bad-{path.name}")
+    _remove(run_dir, bad)
+    os.rename(path, bad)
+
+
+def repair(run_dir: Path) -> None:
+    """For the run folder's owner: finish what a commit that was cut began. Its `.partial` stays."""
+    for aside in sorted(root(run_dir).glob(".step-*.replaced")):
+        final = root(run_dir) / aside.name.removeprefix(".").removesuffix(".replaced")
+        if final.exists() and _verifies(final):
+            _remove(run_dir, aside)
+            continue
+        if final.exists():
+            keep_bad(run_dir, final)
+        os.rename(aside, final)
+    for remains in root(run_dir).glob(".*.removed"):
+        shutil.rmtree(remains)
+
+
+def recover(run_dir: Path, mirror: str | None = None) -> Checkpoint | None:
+    """For the run folder's owner: finish what a commit that was cut began, then the newest that verifies.
+
+    `mirror` (`checkpoint.mirror`) is asked as well; a newer one there is fetched and verified. None where the
+    run has no checkpoint. Raises `BadCheckpoint` when there are checkpoints but none verifies. A recovery
+    that is cut can be repeated.
+    """
+    repair(run_dir)
+    if mirror is not None:
+        from actors.mirror import fetch_newer
+
+        return fetch_newer(run_dir, mirror)
+    return newest_verified(run_dir)
 
 
 def verify(path: Path) -> Checkpoint:
     """Reads every file of a checkpoint. Raises `BadCheckpoint`."""
-    manifest = _manifest(path)
+    manifest = read_manifest(path)
     listed: Mapping[str, Mapping[str, Any]] = manifest["files"]
     for name, expected in listed.items():
         file = path / name
-        if ".." in Path(name).parts or Path(name).is_absolute():
-            raise BadCheckpoint(f"{path / MANIFEST}: it names {name!r}, which lies outside of the checkpoint")
+        require_inside(path, name)
         if not file.is_file():
             raise BadCheckpoint(
                 f"{file}: it is missing; the manifest names it with {expected['bytes']} bytes"
@@ -103,6 +172,12 @@ def verify(path: Path) -> Checkpoint:
     if strangers:
         raise BadCheckpoint(f"{path / strangers[0]}: the manifest does not name it; remove it")
     return Checkpoint(path=path, manifest=manifest)
+
+
+def require_inside(path: Path, name: str) -> None:
+    """Raises `BadCheckpoint` where a manifest names a file that is not the checkpoint's own."""
+    if ".." in Path(name).parts or Path(name).is_absolute():
+        raise BadCheckpoint(f"{path / MANIFEST}: it names {name!r}, which lies outside of the checkpoint")
 
 
 def newest_verified(run_dir: Path) -> Checkpoint | None:
@@ -124,15 +199,24 @@ def newest_verified(run_dir: Path) -> Checkpoint | None:
     return None
 
 
-def prune(run_dir: Path, keep: int) -> None:
-    """Removes all but the newest `keep` checkpoints, and never the newest one that verifies."""
+def prune(run_dir: Path, keep: int, spare: Collection[Path] = ()) -> None:
+    """Removes all but the newest `keep` checkpoints and those to spare, never the newest that verifies."""
     kept, older = _newest_first(run_dir)[:keep], _newest_first(run_dir)[keep:]
     safe = any(_verifies(path) for path in kept)
     for path in older:
         if not safe and _verifies(path):
             safe = True
-            continue
-        shutil.rmtree(path)
+        elif path not in spare:
+            _remove(run_dir, path)
+
+
+def _remove(run_dir: Path, path: Path) -> None:
+    """Away at once under its own name, then from the disk."""
+    if path.exists():
+        removed = root(run_dir) / f".{path.name.removeprefix('.')}.removed"
+        shutil.rmtree(removed, ignore_errors=True)
+        os.rename(path, removed)
+        shutil.rmtree(removed)
 
 
 def _verifies(path: Path) -> bool:
@@ -143,38 +227,57 @@ def _verifies(path: Path) -> bool:
     return True
 
 
+def _aside(run_dir: Path, step: int, what: str) -> Path:
+    return root(run_dir) / f".step-{step}.{what}"
+
+
 def _newest_first(run_dir: Path) -> list[Path]:
-    found = [
-        (int(match[1]), path)
-        for path in (root(run_dir).iterdir() if root(run_dir).is_dir() else ())
-        if (match := re.fullmatch(r"step-(\d+)", path.name)) and path.is_dir()
-    ]
-    return [path for _, path in sorted(found, reverse=True)]
+    """Checkpoints by step; one that was put aside counts while nothing has taken its place."""
+    found: dict[int, Path] = {}
+    for path in sorted(root(run_dir).iterdir()) if root(run_dir).is_dir() else ():  # hidden ones come first
+        if match := re.fullmatch(r"step-(\d+)|\.step-(\d+)\.replaced", path.name):
+            found[int(match[1] or match[2])] = path
+    return [path for _, path in sorted(found.items(), reverse=True)]
 
 
 def _refuse_stale(run_dir: Path, attempt: int) -> None:
     for path in _newest_first(run_dir):
         try:
-            other = int(_manifest(path)["attempt"])
+            other = int(read_manifest(path)["attempt"])
         except BadCheckpoint:
             continue
         if other > attempt:
             raise StaleAttempt(f"attempt {attempt} may not commit: {path} was committed by attempt {other}")
 
 
-def _manifest(path: Path) -> Mapping[str, Any]:
+def _sealed(manifest: Mapping[str, Any]) -> bytes:
+    """The manifest's only spelling, with the SHA-256 of everything else in it."""
+    plain = {key: value for key, value in manifest.items() if key != "sha256"}
+    digest = hashlib.sha256(_spelled(plain)).hexdigest()
+    return _spelled({**plain, "sha256": digest})
+
+
+def _spelled(manifest: Mapping[str, Any]) -> bytes:
+    return (json.dumps(manifest, indent=1, sort_keys=True) + "\n").encode()
+
+
+def read_manifest(path: Path) -> Mapping[str, Any]:
+    """What a checkpoint says of itself, its files not looked at. Raises `BadCheckpoint`."""
     file = path / MANIFEST
     try:
-        manifest: Any = json.loads(file.read_text(encoding="utf-8"))
+        content = file.read_bytes()
+        manifest: Any = json.loads(content)
     except FileNotFoundError:
         raise BadCheckpoint(f"{file}: it is missing, so the checkpoint was never committed") from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise BadCheckpoint(f"{file}: it cannot be read: {error}") from error
     needed = ("format", "attempt", "step", "files")
     if not isinstance(manifest, dict) or any(key not in manifest for key in needed):
         raise BadCheckpoint(f"{file}: expected an object with {', '.join(needed)}")
     if manifest["format"] != FORMAT:
         raise BadCheckpoint(f"{file}: expected format {FORMAT}, got {manifest['format']}")
+    if _sealed(manifest) != content:
+        raise BadCheckpoint(f"{file}: its SHA-256 is not the one it names; it was changed after the commit")
     return manifest
 
 
@@ -190,6 +293,16 @@ def _entry(file: Path, *, sync: bool) -> dict[str, Any]:
         while chunk := stream.read(1 << 20):
             digest.update(chunk)
         return {"sha256": digest.hexdigest(), "bytes": stream.tell()}
+
+
+def _write(file: Path, content: bytes) -> None:
+    handle = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
+    try:
+        while content:
+            content = content[os.write(handle, content) :]
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def _sync_folder(folder: Path) -> None:

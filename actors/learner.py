@@ -8,10 +8,9 @@ accumulation never change a gradient.
 
 from __future__ import annotations
 
-import logging
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +37,7 @@ from actors.step_log import (
     summary,
     term_names,
 )
+from actors.training import NotFinite
 from pipelines.objectives.base import Objective, Term, advanced
 from pipelines.objectives.batch import add_totals
 from pipelines.recipe import Extrapolate, MergeAdapter, Recipe, Refresh, ResetOptimizer, Stage
@@ -45,12 +45,7 @@ from pipelines.settings import LearnerSettings
 from pipelines.training_requirements import require_possible
 from pipelines.types import Canary, Comparison, Group, MediaTable, TensorDigest
 
-MOST_SKIPPED = 3  # non-finite steps in a row that are tolerated
 Weighted = tuple[str, float, Term]  # name of its loss, factor of its values, the term
-
-
-class NotFinite(RuntimeError):
-    """Loss or gradient was not finite several steps in a row."""
 
 
 class Learner:
@@ -87,7 +82,7 @@ class Learner:
         self.applied_steps = 0
         self.skipped_steps = 0
         self.warm_steps = 0  # applied since the optimizer started
-        self._skipped_in_a_row = 0
+        self.skipped_in_a_row = 0
         self.start: dict[str, Tensor] | None = None  # what a stage's extrapolation leads away from
         self.begin_stage(0)
 
@@ -170,12 +165,12 @@ class Learner:
         micros = self.reader.micro_batches(comparisons, largest)
         terms = self._terms(micros)
         if not terms:
-            metrics = summary(self._everyones((Sums(), counts)))
+            metrics = summary(self.everyones((Sums(), counts)))
             return StepResult(metrics=metrics, margins=({},) * len(comparisons), applied=False)
         sums = self._accumulate(micros, terms, media)
-        if self.processing.has_vision and not any(self._everyones(bool(sums.reliances))):
+        if self.processing.has_vision and not any(self.everyones(bool(sums.reliances))):
             sums.reliances += self.reader.reliance(comparisons, media)
-        parts: list[tuple[Sums, Counts]] = self._everyones((sums, counts))
+        parts: list[tuple[Sums, Counts]] = self.everyones((sums, counts))
         sight.require_reliance([r for part, _ in parts for r in part.reliances], self.settings.dtype)
         bad = tuple(line for part, _ in parts for line in part.bad)
         norm, rate, applied = self._optimize(step, bad)
@@ -249,7 +244,7 @@ class Learner:
         plain = Objective(tuple((scale, term) for _, scale, term in terms))
         with torch.no_grad():
             reads = [self.reader.read(micro, media, pieces, plain, self.carry)[0] for micro in micros]
-        parts: list[coupled.Part] = self._everyones(coupled.part([m.comparisons for m in micros], reads))
+        parts: list[coupled.Part] = self.everyones(coupled.part([m.comparisons for m in micros], reads))
         batch = coupled.whole(parts, self.carry, self.policy.device)
         everything = [c for part in parts for c in part.comparisons]
         gradient = torch.zeros_like(batch.tokens["policy"])
@@ -273,22 +268,22 @@ class Learner:
         if applied:
             self.applied_steps += 1
             self.warm_steps += 1
-            self._skipped_in_a_row = 0
+            self.skipped_in_a_row = 0
             return norm, rate, True
         self.skipped_steps += 1
-        self._skipped_in_a_row += 1
+        self.skipped_in_a_row += 1
         named = f" The first: {bad[0]}." if bad else ""
         if self.rank == 0:
-            logging.getLogger(__name__).warning("step %d was skipped, not finite.%s", step, named)
-        if self._skipped_in_a_row > MOST_SKIPPED:
+            training.log.warning("step %d was skipped, not finite.%s", step, named)
+        if self.skipped_in_a_row > self.settings.max_skipped:
             raise NotFinite(
-                f"step {step}: loss or gradient was not finite in {self._skipped_in_a_row} steps in a row "
+                f"step {step}: loss or gradient was not finite in {self.skipped_in_a_row} steps in a row "
                 f"(gradient norm {norm}); the weights are those of the last finite step.{named} Lower "
                 "learner.lr or look at the scores and margins of these comparisons"
             )
         return norm, rate, False
 
-    def _everyones(self, value: Any) -> list[Any]:
+    def everyones(self, value: Any) -> list[Any]:
         """That value of every rank, in rank order."""
         found: list[Any] = [None] * self.world
         dist.all_gather_object(found, value)
@@ -305,17 +300,22 @@ class Learner:
         """Whether `export` gives an adapter."""
         return exporting.syncs_adapter(self.settings, self.recipe)
 
-    def export(self) -> dict[str, NDArray[Any]]:
-        """What generators load: all weights under checkpoint names, or the LoRA adapter under PEFT's names.
+    def stream(self) -> Iterator[tuple[str, NDArray[Any]]]:
+        """What generators load, tensor by tensor: all weights under checkpoint names, or the LoRA adapter
+        under PEFT's names. No more than one is in host memory unless the caller keeps it.
 
-        All ranks call it together; rank 0 gets the tensors, the others an empty dict. bfloat16 is carried as
-        uint16. A tied head is exported only where the checkpoint stores one. A recipe that merges adapters
-        exports whole weights, merged.
+        All ranks iterate to the end together; only rank 0 gets tensors. bfloat16 is carried as uint16. A tied
+        head is exported only where the checkpoint stores one. A recipe that merges adapters exports whole
+        weights, merged.
         """
         stage, keep = self.settings.zero_stage, self.rank == 0
         if self.syncs_adapter:
-            return exporting.adapter_weights(self.policy.model, stage, keep)
-        return exporting.whole_weights(self.policy.model, self.policy.names, stage, keep)
+            return exporting.stream_adapter_weights(self.policy.model, stage, keep)
+        return exporting.stream_whole_weights(self.policy.model, self.policy.names, stage, keep)
+
+    def export(self) -> dict[str, NDArray[Any]]:
+        """All that `stream` gives, at once."""
+        return dict(self.stream())
 
     def reference_weights(self) -> dict[str, Tensor] | None:
         """Whole weights of the reference under their names in memory; all ranks call it together.
@@ -335,17 +335,18 @@ class Learner:
 
         With LoRA the top level holds the merged model, which serves anywhere but is rounded to the model's
         dtype, and `adapter/` the exact adapter while its base is still the run's model. Ranks must share the
-        file system.
+        file system. Raises `NotFinite` for tensors that are not.
         """
         saving.save(self, folder)
 
-    def load(self, folder: Path) -> None:
+    def load(self, folder: Path) -> saving.Resumed:
         """Continues from `save`: stage, weights, optimizer state, warm-up, reference, statistics, heads, RNG.
 
-        All ranks call it together. Raises ValueError when ranks, ZeRO stage, dtype, adapter or recipe are not
-        those of the saved run.
+        All ranks call it together. With another number of ranks the optimizer state is "resharded", or starts
+        anew with its warm-up ("weights only"). Raises ValueError when ZeRO stage, dtype, adapter or recipe
+        are not those of the saved run.
         """
-        saving.load(self, folder)
+        return saving.load(self, folder)
 
     def barrier(self) -> None:
         """Waits for all ranks, at most `collective_timeout_s`."""

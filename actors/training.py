@@ -21,7 +21,12 @@ from actors.forward import Scorer, without_dropout
 from actors.processing import Processing
 from pipelines.settings import LearnerSettings, LoraSettings
 
+log = logging.getLogger("actors.learner")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+class NotFinite(RuntimeError):
+    """Loss or gradient was not finite several steps in a row, or what was to be saved is not."""
 
 
 def use_the_environments_tools() -> None:

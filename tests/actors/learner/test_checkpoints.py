@@ -83,7 +83,7 @@ def test_a_manifest_cannot_reach_outside(tmp_path: Path) -> None:
     path = _commit(tmp_path, 1)
     manifest = json.loads((path / "manifest.json").read_text())
     manifest["files"]["../../secret"] = {"sha256": "", "bytes": 0}
-    (path / "manifest.json").write_text(json.dumps(manifest))
+    (path / "manifest.json").write_bytes(checkpoints._sealed(manifest))
     with pytest.raises(BadCheckpoint, match="outside of the checkpoint"):
         verify(path)
 

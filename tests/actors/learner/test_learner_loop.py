@@ -28,6 +28,7 @@ class Ports:
         self.acts: list[str] = []
         self.versions: list[WeightVersion] = []
         self.tensors: list[Mapping[str, np.ndarray]] = []
+        self.held: dict[str, np.ndarray] = {}
         self.metrics: list[Mapping[str, float]] = []
 
     def pull(self, attempt: int, step: int, rank: int, world: int) -> Shard:
@@ -42,10 +43,14 @@ class Ports:
         self.acts.append(f"snapshot {step}")
         return {"trained": step}
 
-    def publish(self, version: WeightVersion, tensors: Mapping[str, np.ndarray]) -> None:
+    def hold(self, attempt: int, number: int, tensors: Mapping[str, np.ndarray]) -> None:
+        self.held |= tensors
+
+    def publish(self, version: WeightVersion) -> None:
         self.acts.append(f"publish {version.number} of step {version.step}")
         self.versions.append(version)
-        self.tensors.append(tensors)
+        self.tensors.append(self.held)
+        self.held = {}
 
 
 SETTINGS = Settings(

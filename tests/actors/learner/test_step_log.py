@@ -9,12 +9,12 @@ from types import ModuleType
 import pytest
 import torch
 
-from actors.step_log import Sums, bad_tokens, count, note, term_names
+from actors.step_log import Sums, bad_tokens, count, note, rollout_gap, term_names
 from pipelines.objectives.anchor import Anchor
 from pipelines.objectives.base import Reads
 from pipelines.objectives.batch import Table, tabulate
 from pipelines.objectives.pair import Pair
-from pipelines.types import Comparison, Preference
+from pipelines.types import Behaviour, Comparison, Preference
 
 
 def _reads(table: Table, policy: torch.Tensor) -> Reads:
@@ -52,6 +52,33 @@ def test_edges_of_one_name_are_averaged_in_the_log(cases: ModuleType) -> None:
     note(sums, table, _reads(table, policy), [comparison])
     assert sums.margins == [{"both": pytest.approx(1.5)}]
     assert sums.reliances == [pytest.approx(1.0)]  # the damaged picture took 1 nat
+
+
+def test_the_gap_to_the_sampler_counts_what_the_policy_sampled_under_this_prompt(cases: ModuleType) -> None:
+    """The learner gives each token -1. The chosen answer was sampled with -1.5 per token under its own
+    prompt: a gap of 0.5. The rejected one is the reference's, the damaged cell was sampled under the clean
+    one."""
+    comparison: Comparison = cases.group(1).comparisons[0]
+    shown = comparison.prompts[comparison.candidates[0].prompt].digest
+
+    def drawn(stream: str, length: int) -> Behaviour:
+        return Behaviour(stream=stream, decoder={}, oldest=0, newest=0, logps=(-1.5,) * length)
+
+    sides = tuple(
+        replace(
+            side,
+            behaviour=drawn(stream, len(comparison.responses[side.response].tokens)),
+            sampled_under=shown,
+        )
+        for side, stream in zip(comparison.candidates, ("policy", "reference", "policy"), strict=True)
+    )
+    comparison = replace(comparison, candidates=sides)
+    table = tabulate([comparison])
+    reads = _reads(table, torch.full((3, table.longest), -1.0))
+    tokens = len(comparison.responses[sides[0].response].tokens)
+    assert rollout_gap(table, reads, [comparison]) == {"rollout_gap": (0.5 * tokens, float(tokens))}
+    others = replace(comparison, candidates=(replace(sides[0], behaviour=None), *sides[1:]))
+    assert rollout_gap(tabulate([others]), reads, [others]) == {}
 
 
 def test_only_first_uses_count_as_lag(cases: ModuleType) -> None:
