@@ -16,13 +16,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from actors.proof import LoadReport
+from actors.transfer import Arrays
 from pipelines.settings import LoraSettings
 from pipelines.types import WeightVersion
 
 # Received arrays are read-only shared memory; nothing here writes to them, and a copy would double the model.
 warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
-
-Arrays = Mapping[str, NDArray[Any]]
 
 
 class Swap(Protocol):

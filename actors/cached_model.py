@@ -84,6 +84,7 @@ class CachedModel:
         self._backbone: Any = model.base_model
         self._language: Any = getattr(self._backbone, "language_model", self._backbone)
         self.pictures_read = 0  # pictures that went through the vision tower so far
+        self.forwards = 0  # so far: whoever watches sees whether it works
 
     @torch.inference_mode()
     def read(self, contexts: Sequence[Context]) -> tuple[list[Tensor], Growing]:
@@ -94,6 +95,7 @@ class CachedModel:
         """
         from transformers import DynamicCache
 
+        self.forwards += 1
         batch = collate([Row(c.encoded, c.answer) for c in contexts], self.processing)
         batch = batch.to(self.model.device)
         positions, following = self._positions(batch)
@@ -118,6 +120,7 @@ class CachedModel:
     @torch.inference_mode()
     def step(self, growing: Growing, tokens: Tensor) -> Tensor:
         """Append one token to each answer; the logits of the next, [R, vocabulary] float32."""
+        self.forwards += 1
         growing.mask = torch.nn.functional.pad(growing.mask, (0, 1), value=1)
         position = growing.following[:, None]
         last = self._language(

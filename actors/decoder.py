@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -23,9 +24,10 @@ from actors.cached_model import CachedModel, Context, hidden_positions
 from actors.canaries import without_media
 from actors.decoder_subject import DecoderSubject, WeightLoader, answer_logps
 from actors.engine import EngineError
-from actors.holder import Decoding, Holder
+from actors.holder import Decoding, Holder, InFlight
 from actors.processing import Processing
 from actors.token_sampling import Answer, Ask, Vocabulary, draw
+from actors.transfer import Shipment
 from pipelines.decoding import Ability, Contrast, Decoder, FromCheckpoint, FromReference, Grounded, Mixture
 from pipelines.rollout import Probe
 from pipelines.settings import EngineSettings, LoraSettings
@@ -68,9 +70,10 @@ class HuggingFaceGenerator(Holder):
         seed: int = 0,
         reference_path: str | None = None,
         attention_layer: int | None = None,
+        in_flight: InFlight = "wait",
     ) -> None:
         processing = Processing(model_path, max_length=engine.max_model_len)
-        super().__init__(name, processing, decoding, engine.timeout_s)
+        super().__init__(name, processing, decoding, engine.timeout_s, in_flight)
         self._engine, self._lora, self._seed = engine, lora, seed
         self._reference_path = str(reference_path or model_path)
         self._layer = attention_layer
@@ -80,11 +83,12 @@ class HuggingFaceGenerator(Holder):
         self._others: dict[tuple[str, str], CachedModel] = {}  # by role and path
         self._model: CachedModel | None = None
         self._subject: DecoderSubject | None = None
-        self._batches = self._faults = 0
+        self._batches = self._faults = self._prepared = 0
         self._busy_s = 0.0
 
     async def prepare(self, function: Callable[..., T], *arguments: Any) -> T:
         async with self._preparing:
+            self._prepared += 1
             return await asyncio.to_thread(function, *arguments)
 
     async def start(self, canaries: Sequence[Canary]) -> dict[str, Any]:
@@ -106,17 +110,24 @@ class HuggingFaceGenerator(Holder):
 
     async def health(self) -> dict[str, Any]:
         """Answers at any time, also while decoding or proving."""
+        forwards = self._model.forwards if self._model is not None else 0
         return {
             "name": self.name,
+            "pid": os.getpid(),
             "alive": self._model is not None,
             "version": self.version,
             "quarantined": self._gate.quarantine,
             "open": self._gate.open,
             "in_flight": self._gate.inside,
-            "engine_steps": self._batches,
+            "batches": self._batches,
+            "engine_steps": forwards,
+            "progress": forwards + self._prepared,
             "engine_faults": self._faults,
             "busy_s": self._busy_s,
+            "load": self._gate.load.to_json(),
             "sampled_tokens": self._sampled_tokens,
+            "cut_transfers": self.cut_transfers,
+            "aborted": self._gate.aborted,
         }
 
     async def sample(
@@ -139,8 +150,8 @@ class HuggingFaceGenerator(Holder):
         cannot be shown to the model.
         """
         chosen = self.resolved(decoder)
-        async with self._gate.pass_through(self.timeout_s):
-            version = self.version
+        async with self._gate.pass_through(self.timeout_s, abortable=self.in_flight == "abort"):
+            held = self.held
             ask = await self.prepare(self._ask, prompt, media, n, seed, chosen, tuple(prefix))
             answers: list[Answer] = await self._answer(ask)
             return tuple(
@@ -149,7 +160,7 @@ class HuggingFaceGenerator(Holder):
                     answer.tokens,
                     answer.logps,
                     finished=answer.finished,
-                    version=version,
+                    held=held,
                     decoder=chosen,
                     prefix=prefix,
                 )
@@ -164,7 +175,7 @@ class HuggingFaceGenerator(Holder):
         `Probe.top` leaves out tokens that an answer must not hold. `Probe.attention` is the share of the
         answer's attention that falls on each picture, of all that the answer's tokens attend to.
         """
-        async with self._gate.pass_through(self.timeout_s):
+        async with self._gate.pass_through(self.timeout_s, abortable=self.in_flight == "abort"):
             version = self.version
             base = await self.prepare(self._context, prompt, media, 0)
             looks = [self._look(prompt, base, response.tokens, attention) for response in responses]
@@ -198,12 +209,12 @@ class HuggingFaceGenerator(Holder):
         logps, _, _ = await self._answer(self._look(prompt, context, tokens, False))
         return sum(logps)
 
-    async def adopt_reference(self, weights: Mapping[str, torch.Tensor]) -> None:
+    async def adopt_reference(self, weights: Mapping[str, torch.Tensor] | Shipment) -> None:
         """From here on the reference has these weights (names of its parameters), as the learner's has.
 
         The gate is not closed: call it while no request that reads the reference is in flight.
         """
-        await self._alone(self._load_reference, weights)
+        await self._alone(self._load_reference, await self._fetched("the reference", weights))
 
     # -- requests -------------------------------------------------------------------------------------------
 

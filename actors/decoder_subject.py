@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 
 from actors import exporting
-from actors.adoption import Arrays, as_tensor
+from actors.adoption import as_tensor
 from actors.cached_model import CachedModel, Context
 from actors.proof import CacheReading, LoadReport
+from actors.transfer import Arrays
 from pipelines.types import Canary, WeightVersion
 
 T = TypeVar("T")

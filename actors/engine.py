@@ -13,7 +13,7 @@ import os
 import queue
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, InvalidStateError
 from typing import Any, TypeVar
 
@@ -22,6 +22,8 @@ from pipelines.settings import EngineSettings, LoraSettings
 
 T = TypeVar("T")
 Work = Callable[[], None] | None  # None ends the thread
+INTERRUPTIBLE = "interruptible"
+ABORTED = "abort"  # why a completion ended that was interrupted
 
 EXTENSION = "actors.engine_extension.Witness"
 ADAPTER_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # what vLLM accepts as max_lora_rank
@@ -62,10 +64,15 @@ class EngineThread:
         self._thread.start()
         return self._ready
 
-    def submit(self, prompt: Mapping[str, Any], params: Any, lora: Any = None) -> Future[Any]:
-        """One request; the future gets its finished `RequestOutput`."""
+    def submit(
+        self, prompt: Mapping[str, Any], params: Any, lora: Any = None, interruptible: bool = False
+    ) -> Future[Any]:
+        """One request; the future gets its finished `RequestOutput`.
+
+        An `interruptible` one may come back early: completions that were under way then end with `ABORTED`.
+        """
         future: Future[Any] = Future()
-        name = f"request-{next(self._numbers)}"
+        name = f"{INTERRUPTIBLE if interruptible else 'request'}-{next(self._numbers)}"
         self._enqueue(lambda: self._add(name, prompt, params, lora, future), future)
         return future
 
@@ -74,6 +81,10 @@ class EngineThread:
         future: Future[T] = Future()
         self._enqueue(lambda: _settle(future, lambda: function(self._engine)), future)
         return future
+
+    def interrupt(self) -> Future[None]:
+        """Give back every interruptible request with what it has so far."""
+        return self.call(self._interrupt)
 
     def stop(self, timeout_s: float = 30.0) -> None:
         """End the thread; requests in flight fail."""
@@ -137,6 +148,11 @@ class EngineThread:
         if self._requests.pop(name, None) is not None:
             self._engine.abort_request([name])
 
+    def _interrupt(self, engine: Any) -> None:
+        names = [name for name in self._requests if name.startswith(INTERRUPTIBLE)]
+        for name, output in interrupted(engine, names).items():
+            _settle(self._requests.pop(name), lambda output=output: output)
+
     def _step(self) -> None:
         began = time.perf_counter()
         try:
@@ -181,6 +197,35 @@ class EngineThread:
             if work is not None:
                 work()
         self._fail_requests(EngineError("the engine has stopped"))
+
+
+class _Sink:
+    """Takes the place of the queue that vLLM puts the output of an aborted request into."""
+
+    def __init__(self) -> None:
+        self.outputs: list[Any] = []
+
+    def put(self, output: Any) -> None:
+        self.outputs.append(output)
+
+
+def interrupted(engine: Any, names: Sequence[str]) -> dict[str, Any]:
+    """Abort requests; name -> its `RequestOutput` with all completions, those under way as far as they are.
+
+    vLLM 0.32 makes this output for every aborted request, but only where somebody waits at a queue.
+    """
+    processor = engine.output_processor
+    found: dict[str, Any] = {}
+    for name in names:
+        sink = _Sink()
+        for internal in processor.external_req_ids.get(name, ()):
+            state = processor.request_states[internal]
+            state.queue = sink
+            if state.parent_req is not None:
+                processor.parent_requests.pop(state.parent_req.request_id, None)  # an abort forgets that
+        engine.abort_request([name])
+        (found[name],) = [output for output in sink.outputs if output.finished]
+    return found
 
 
 def _settle(future: Future[T], function: Callable[[], T]) -> None:

@@ -26,6 +26,7 @@ class EngineClient:
         self.processing = Processing(model_path, max_length=settings.max_model_len)
         self.engine = EngineThread(lambda: build_engine(model_path, settings, lora, seed))
         self._preparing = ThreadPoolExecutor(1, thread_name_prefix="prepare")
+        self.prepared = 0  # calls so far: whoever watches sees whether it works
 
     async def start(self) -> None:
         await self.wait(self.engine.start(), self.settings.start_timeout_s)
@@ -66,13 +67,20 @@ class EngineClient:
 
     async def prepare(self, function: Callable[..., T], *arguments: Any) -> T:
         """Template, tokens and pictures off the event loop, one at a time: tokenizers are not shareable."""
-        return await asyncio.get_running_loop().run_in_executor(self._preparing, function, *arguments)
+        result = await asyncio.get_running_loop().run_in_executor(self._preparing, function, *arguments)
+        self.prepared += 1
+        return result
 
     async def answer(
-        self, item: Mapping[str, Any], params: Any, lora: Any, timeout_s: float | None = None
+        self,
+        item: Mapping[str, Any],
+        params: Any,
+        lora: Any,
+        timeout_s: float | None = None,
+        interruptible: bool = False,
     ) -> Any:
         """The finished `RequestOutput` of one request."""
-        return await self.wait(self.engine.submit(item, params, lora), timeout_s)
+        return await self.wait(self.engine.submit(item, params, lora, interruptible), timeout_s)
 
     async def answers(self, items: Sequence[Mapping[str, Any]], params: Any, lora: Any) -> list[Any]:
         """Many requests at once; the deadline is for the next answer, since all share one engine."""

@@ -120,9 +120,20 @@ class Witness:
         """
         recorder = Recorder(verified)
         model = self.model_runner.get_model()
-        with recorder:
-            self.reload_weights(weights_iterator=recorder.items(model, handed))
+        try:
+            with recorder:
+                self.reload_weights(weights_iterator=recorder.items(model, handed))
+        except Exception:
+            self._end_reload(model)
+            raise
         return report(model, recorder.targets)
+
+    def _end_reload(self, model: torch.nn.Module) -> None:
+        """After a reload that was cut: vLLM would count the shards it has as part of the next one, and leave
+        out as many of that."""
+        from vllm.model_executor.model_loader.reload import finalize_layerwise_reload
+
+        finalize_layerwise_reload(model, self.vllm_config.model_config)
 
     def plumbline_count_images(self) -> int:
         """Images encoded so far; counting starts with the first call."""

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from actors.adoption import Arrays, Swap
+from actors.adoption import Swap
 from actors.engine_client import EngineClient
 from actors.proof import CacheReading, LoadReport
+from actors.transfer import Arrays
 from pipelines.types import Canary, WeightVersion
 
 PROBE_BLOCKS = 2  # KV blocks that the cache canary fills: a shorter prompt is never cached and shows nothing

@@ -6,7 +6,7 @@ import copy
 import json
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -94,18 +94,18 @@ def _plain(name: str) -> str:
     return name.replace(".base_layer.", ".")
 
 
-def host_weights(
+def stream_weights(
     model: nn.Module, zero_stage: int, *, keep: bool = True, merged: bool = True
-) -> dict[str, Tensor]:
-    """A copy of all weights in host memory, under their names in memory without adapter.
+) -> Iterator[tuple[str, Tensor]]:
+    """A copy of each weight in host memory, one by one, under its name in memory without adapter.
 
+    Under ZeRO-3 a parameter is whole only while it is copied, so no rank ever needs room for the model.
     LoRA layers are merged as W + scaling B A, in float32, then rounded; with `merged` unset they are left
-    out. All ranks call it; only where `keep` is set does it return anything. Merging rounds to the model's
-    dtype, so in bfloat16 the merged weights differ from base and adapter by up to half a unit in the last
-    place.
+    out. All ranks iterate to the end; only where `keep` is set does anything come. Merging rounds to the
+    model's dtype, so in bfloat16 the merged weights differ from base and adapter by up to half a unit in the
+    last place.
     """
     deltas = _adapted(model) if merged else {}
-    whole: dict[str, Tensor] = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):  # tied ones under each name
         if ".lora_" in name:
             continue
@@ -119,16 +119,31 @@ def host_weights(
                 down, up, scaling = adapter
                 delta = up.data.float() @ down.data.float() * scaling
                 tensor = (tensor.float() + delta).to(tensor.dtype)
-            whole[_plain(name)] = tensor.detach().to("cpu", copy=True).contiguous()
-    return whole
+            host = tensor.detach().to("cpu", copy=True).contiguous()
+        yield _plain(name), host
+
+
+def host_weights(
+    model: nn.Module, zero_stage: int, *, keep: bool = True, merged: bool = True
+) -> dict[str, Tensor]:
+    """All that `stream_weights` gives, at once."""
+    return dict(stream_weights(model, zero_stage, keep=keep, merged=merged))
+
+
+def stream_whole_weights(
+    model: nn.Module, names: Mapping[str, str], zero_stage: int, keep: bool
+) -> Iterator[tuple[str, NDArray[Any]]]:
+    """`stream_weights` under checkpoint names, adapters merged."""
+    for name, tensor in stream_weights(model, zero_stage, keep=keep):
+        if name in names:
+            yield names[name], to_array(tensor)
 
 
 def whole_weights(
     model: nn.Module, names: Mapping[str, str], zero_stage: int, keep: bool
 ) -> dict[str, NDArray[Any]]:
     """All weights under checkpoint names, adapters merged; all ranks call it."""
-    weights = host_weights(model, zero_stage, keep=keep)
-    return {names[name]: to_array(tensor) for name, tensor in weights.items() if name in names}
+    return dict(stream_whole_weights(model, names, zero_stage, keep))
 
 
 @torch.no_grad()
@@ -157,17 +172,23 @@ def _adapted(model: nn.Module) -> dict[str, tuple[nn.Parameter, nn.Parameter, fl
     return found
 
 
-def adapter_weights(model: nn.Module, zero_stage: int, keep: bool) -> dict[str, NDArray[Any]]:
-    """The LoRA adapter under the names of PEFT's adapter_model.safetensors; all ranks call it."""
-    adapter: dict[str, NDArray[Any]] = {}
+def stream_adapter_weights(
+    model: nn.Module, zero_stage: int, keep: bool
+) -> Iterator[tuple[str, NDArray[Any]]]:
+    """The LoRA adapter under the names of PEFT's adapter_model.safetensors; all ranks iterate to the end."""
     for name, parameter in model.named_parameters():
         if re.search(r"\.lora_[AB]\.default\.weight$", name) is None:
             continue
         with gathered([parameter], zero_stage):
-            if keep:
-                host = parameter.data.to("cpu", copy=True).contiguous()
-                adapter["base_model.model." + name.replace(".default.", ".")] = to_array(host)
-    return adapter
+            if not keep:
+                continue
+            host = parameter.data.to("cpu", copy=True).contiguous()
+        yield "base_model.model." + name.replace(".default.", "."), to_array(host)
+
+
+def adapter_weights(model: nn.Module, zero_stage: int, keep: bool) -> dict[str, NDArray[Any]]:
+    """All that `stream_adapter_weights` gives, at once."""
+    return dict(stream_adapter_weights(model, zero_stage, keep))
 
 
 def write_weights(path: Path, weights: Mapping[str, Tensor]) -> None:

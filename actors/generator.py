@@ -6,19 +6,22 @@ version cannot be proved; `adopt` is the only way through. All awaits have the d
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Sequence
-from itertools import chain
 from typing import Any, TypeVar
 
 from actors.adoption import AdapterWeights, FullWeights, Swap
+from actors.drafts import Asked, Draft, joined, prefix_logps
 from actors.engine import EngineError
 from actors.engine_client import EngineClient
 from actors.engine_subject import EngineSubject
 from actors.gate import Quarantined
-from actors.holder import Decoding, ForbiddenToken, Holder, PromptMismatch
+from actors.holder import Decoding, ForbiddenToken, Holder, InFlight, PromptMismatch
+from actors.prover import Held
+from actors.waiting import all_of
 from pipelines.decoding import Ability, Decoder
-from pipelines.rollout import Probe
+from pipelines.rollout import Probe, derived_seed
 from pipelines.settings import EngineSettings, LoraSettings
 from pipelines.types import Canary, MediaTable, Prompt, Response, Rollout
 
@@ -46,9 +49,10 @@ class Generator(Holder):
         lora: LoraSettings | None = None,
         seed: int = 0,
         swap: Swap | None = None,
+        in_flight: InFlight = "wait",
     ) -> None:
         self.client = EngineClient(name, model_path, engine, lora, seed)
-        super().__init__(name, self.client.processing, decoding, engine.timeout_s)
+        super().__init__(name, self.client.processing, decoding, engine.timeout_s, in_flight)
         self._swap: Swap = swap or (AdapterWeights(lora, model_path) if lora else FullWeights())
 
     async def prepare(self, function: Callable[..., T], *arguments: Any) -> T:
@@ -68,7 +72,7 @@ class Generator(Holder):
         patience = (
             self.client.settings.start_timeout_s
         )  # vLLM compiles a kernel for the first log-probability
-        await self._samples(first.prompt, first.media, 2, 0, Decoder(temperature=1.0), (), patience)
+        await self._samples(first.prompt, first.media, 2, 0, Decoder(temperature=1.0), (), False, patience)
         own = await prover.calibrate()
         return {"build_s": built - began, "warm_up_s": time.perf_counter() - built, "canary": own}
 
@@ -82,15 +86,20 @@ class Generator(Holder):
         engine = self.client.engine
         return {
             "name": self.name,
+            "pid": os.getpid(),
             "alive": engine.alive,
             "version": self.version,
             "quarantined": self._gate.quarantine,
             "open": self._gate.open,
             "in_flight": self._gate.inside,
             "engine_steps": engine.steps,
+            "progress": engine.steps + self.client.prepared,
             "engine_faults": engine.faults,
             "busy_s": engine.busy_seconds,
+            "load": self._gate.load.to_json(),
             "sampled_tokens": self._sampled_tokens,
+            "cut_transfers": self.cut_transfers,
+            "aborted": self._gate.aborted,
         }
 
     async def sample(
@@ -103,13 +112,15 @@ class Generator(Holder):
         decoder: Decoder | None = None,
         prefix: Sequence[int] = (),
     ) -> tuple[Rollout, ...]:
-        """n responses, all under one weight version; waits while a version is being adopted.
+        """n responses under one weight version; waits while a version is being adopted.
 
-        With a `prefix`, tokens of an answer's beginning, each response is that beginning and its
-        continuation. `Behaviour.logps` are the policy's own log-probabilities, of a prefix as well:
-        temperature 1, nothing masked or cut.
-        Raises `Quarantined`, `ForbiddenToken`, `PromptMismatch`, `EngineError`, TimeoutError, and ValueError
-        for prompts that cannot be shown to the model and decoders that are more than a temperature.
+        With `in_flight` "keep" an answer that a new version meets half-way goes on under it: the new weights
+        read its tokens so far, and `Behaviour.versions` says which tokens are whose. With a `prefix`, tokens
+        of an answer's beginning, each response is that beginning and its continuation. `Behaviour.logps` are
+        the policy's own log-probabilities, of a prefix as well: temperature 1, nothing masked or cut.
+        Raises `Quarantined`, `ForbiddenToken`, `PromptMismatch`, `EngineError`, TimeoutError, RoleFailed
+        where it is aborted for a new version, and ValueError for prompts that cannot be shown to the model
+        and decoders that are more than a temperature.
         """
         chosen = self.resolved(decoder)
         if type(chosen) is not Decoder:
@@ -117,15 +128,12 @@ class Generator(Holder):
                 f"vLLM draws from the policy alone and cannot decode as {type(chosen).__name__} does; the "
                 "Hugging Face generator can"
             )
-        beginning = tuple(prefix)
-        async with self._gate.pass_through(self.timeout_s):
-            version = self.version
-            distinct = n if chosen.temperature else 1  # vLLM decodes the one most likely answer once
-            output = await self._samples(prompt, media, distinct, seed, chosen, beginning, self.timeout_s)
-            return tuple(
-                self.rollout(prompt, completion, version, chosen, beginning, _beginning(output, beginning))
-                for completion in (*output.outputs,) * (n // distinct)
-            )
+        distinct = n if chosen.temperature else 1  # vLLM decodes the one most likely answer once
+        asked = Asked(prompt, media, distinct, seed, chosen, tuple(prefix))
+        while not asked.done:
+            async with self._gate.pass_through(self.timeout_s, abortable=self.in_flight == "abort"):
+                await self._go_on(asked, self.held)
+        return tuple(self.rollout(asked, draft) for draft in (*asked.drafts,) * (n // distinct))
 
     async def probe(
         self, prompt: Prompt, media: MediaTable, responses: Sequence[Response], *, attention: bool = False
@@ -139,7 +147,7 @@ class Generator(Holder):
             raise ValueError("vLLM does not show attention weights; the Hugging Face generator does")
         client = self.client
         most = 1 + len(self.processing.forbidden)
-        async with self._gate.pass_through(self.timeout_s):
+        async with self._gate.pass_through(self.timeout_s, abortable=self.in_flight == "abort"):
             version = self.version
             items = [await client.prepare(client.scored, prompt, media, r.tokens) for r in responses]
             params = client.params(temperature=0.0, max_tokens=1, prompt_logprobs=most)
@@ -165,26 +173,19 @@ class Generator(Holder):
         """
         return await self.client.logprob(prompt, media, tokens, self._swap.request)
 
-    def rollout(
-        self,
-        prompt: Prompt,
-        completion: Any,
-        version: int,
-        decoder: Decoder,
-        prefix: tuple[int, ...] = (),
-        prefix_logps: Sequence[float] = (),
-    ) -> Rollout:
-        """A rollout from vLLM's completion. Raises `ForbiddenToken`."""
-        tokens = tuple(completion.token_ids)
-        drawn = (entry[token].logprob for entry, token in zip(completion.logprobs, tokens, strict=True))
+    def rollout(self, asked: Asked, draft: Draft) -> Rollout:
+        """A finished draft as a rollout. Raises `ForbiddenToken`."""
+        assert asked.beginning_logps is not None
+        spans = joined(len(asked.beginning), asked.scored_by, draft.spans)
         return self.made(
-            prompt,
-            (*prefix, *tokens),
-            chain(prefix_logps, drawn),
-            finished=completion.finish_reason == "stop",
-            version=version,
-            decoder=decoder,
-            prefix=prefix,
+            asked.prompt,
+            (*asked.beginning, *draft.tokens),
+            (*asked.beginning_logps, *draft.logps),
+            finished=draft.reason == "stop",
+            held=asked.versions[spans[-1][0]],
+            decoder=asked.decoder,
+            prefix=asked.beginning,
+            spans=spans,
         )
 
     def _probed(self, output: Any, response: Response, version: int) -> Probe:
@@ -197,6 +198,35 @@ class Generator(Holder):
             version=version,
         )
 
+    def _hasten(self) -> None:
+        if self.in_flight == "keep":
+            self.client.engine.interrupt()
+        super()._hasten()
+
+    async def _go_on(self, asked: Asked, held: Held) -> None:
+        """Sample until all drafts have ended, or have to wait for new weights."""
+        asked.versions[held.number] = held
+        await all_of(self._extend(asked, drafts, held) for drafts in asked.requests())
+
+    async def _extend(self, asked: Asked, drafts: Sequence[Draft], held: Held) -> None:
+        """One request to the engine: fresh drafts share it, one that goes on has its own."""
+        added = tuple(drafts[0].tokens)
+        prefix = (*asked.beginning, *added)
+        first = asked.beginning_logps is None
+        seed = (
+            asked.seed if not added else derived_seed(asked.seed, asked.drafts.index(drafts[0]), len(added))
+        )
+        output = await self._samples(
+            asked.prompt, asked.media, len(drafts), seed, asked.decoder, prefix, first, self.timeout_s
+        )
+        if output is None:
+            return
+        for draft, completion in zip(drafts, output.outputs, strict=True):
+            draft.take(completion, held.number)
+        if first:
+            asked.beginning_logps = prefix_logps(output, prefix, len(asked.beginning))
+            asked.scored_by = held.number
+
     async def _samples(
         self,
         prompt: Prompt,
@@ -205,8 +235,10 @@ class Generator(Holder):
         seed: int,
         decoder: Decoder,
         prefix: tuple[int, ...],
+        score_prefix: bool,
         timeout_s: float,
     ) -> Any:
+        """The engine's output; None where new weights arrived before it was asked."""
         item, expected, room = await self.client.prepare(self._checked_input, prompt, media, prefix)
         params = self.client.params(
             n=n,
@@ -215,9 +247,12 @@ class Generator(Holder):
             max_tokens=room,
             seed=seed,
             logprobs=0,
-            prompt_logprobs=0 if prefix else None,
+            prompt_logprobs=0 if score_prefix else None,
         )
-        output = await self.client.answer(item, params, self._swap.request, timeout_s)
+        keeps = self.in_flight == "keep"
+        if keeps and self._gate.closing:
+            return None
+        output = await self.client.answer(item, params, self._swap.request, timeout_s, keeps)
         if list(output.prompt_token_ids) != expected:
             raise PromptMismatch(
                 f"prompt {prompt.id!r}: the engine expanded it to {len(output.prompt_token_ids)} tokens, the "
@@ -233,9 +268,3 @@ class Generator(Holder):
         ids = self.processing.encode(prompt, media).input_ids
         self.processing.require_fit(len(ids), self.decoding.max_tokens, f"prompt {prompt.id!r}")
         return self.client.input(prompt, media, prefix), [*ids, *prefix], self.room(prompt, prefix)
-
-
-def _beginning(output: Any, prefix: tuple[int, ...]) -> tuple[float, ...]:
-    """Log-probabilities of the prefix, which vLLM takes as the end of the prompt."""
-    entries = output.prompt_logprobs[-len(prefix) :] if prefix else ()
-    return tuple(entry[token].logprob for entry, token in zip(entries, prefix, strict=True))

@@ -6,16 +6,20 @@ import asyncio
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
-from actors.adoption import Arrays
+from actors import proof
 from actors.gate import Gate
 from actors.processing import Processing
-from actors.prover import Prover, Subject
+from actors.prover import Held, Prover, Subject
+from actors.transfer import Arrays, Shipment, receive
 from pipelines.decoding import Decoder
+from pipelines.loop import RoleFailed
 from pipelines.types import Behaviour, Canary, Prompt, Proof, Response, Rollout, WeightVersion
 
 T = TypeVar("T")
+Spans = tuple[tuple[int, int], ...]
+InFlight = Literal["wait", "keep", "abort"]
 
 
 class ForbiddenToken(ValueError):
@@ -36,13 +40,26 @@ class Decoding:
 
 
 class Holder(ABC):
-    """A generator without its engine. `timeout_s`: deadline of one request and of one weight sync."""
+    """A generator without its engine.
 
-    def __init__(self, name: str, processing: Processing, decoding: Decoding, timeout_s: float) -> None:
+    `timeout_s`: deadline of one request, of one bucket of weights and of one weight sync. `in_flight`: what a
+    new version does to answers under way.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        processing: Processing,
+        decoding: Decoding,
+        timeout_s: float,
+        in_flight: InFlight = "wait",
+    ) -> None:
         self.name = name
         self.processing = processing
         self.decoding = decoding
         self.timeout_s = timeout_s
+        self.in_flight = in_flight
+        self.cut_transfers = 0  # weights that did not arrive whole
         self._gate = Gate(name)
         self._adopting = asyncio.Lock()
         self._prover: Prover | None = None
@@ -58,6 +75,12 @@ class Holder(ABC):
         held = self._prover.held if self._prover else None
         return held.number if held else -1
 
+    @property
+    def held(self) -> Held:
+        """What answers inside the gate; there is none before the first version."""
+        assert self._prover is not None and self._prover.held is not None
+        return self._prover.held
+
     def watch(self, subject: Subject, canaries: Sequence[Canary]) -> Prover:
         """The prover of all later versions. Raises ValueError without canaries."""
         if not canaries:
@@ -67,21 +90,46 @@ class Holder(ABC):
         self._prover = Prover(subject, canaries)
         return self._prover
 
-    async def adopt(self, version: WeightVersion, tensors: Arrays) -> Proof:
-        """Take over a version: close the gate, drain, load, forget caches, prove, open the gate.
+    async def adopt(self, version: WeightVersion, tensors: Arrays | Shipment) -> Proof:
+        """Take over a version: fetch and check its bytes, close the gate, drain, load, forget caches, prove,
+        open the gate.
 
         What fails is loaded once more from the given tensors; then the generator is quarantined until a later
         `adopt` succeeds. Never raises for weights that cannot be proved: read `Proof.holds`.
-        Raises TimeoutError when requests in flight do not end (the old version then goes on serving), and
-        RuntimeError before `start`.
+        Raises RoleFailed "transfer_cut" when the bytes do not arrive and TimeoutError when requests in flight
+        do not end (either way the old version goes on serving), and RuntimeError before `start`.
         """
         if self._prover is None:
             raise RuntimeError(f"generator {self.name!r} was not started")
-        async with self._adopting, self._gate.closed(self.timeout_s):
-            result = await self._prover.load_and_prove(version, tensors)
-            failed = f"weight version {version.number} is not proved: {dict(result.detail)}"
-            self._gate.quarantine = None if result.holds else failed
+        async with self._adopting:
+            arrays = await self._fetched(f"weight version {version.number}", tensors)
+            received = await asyncio.to_thread(proof.judge_bytes, version, arrays)
+            if received.result == "failed":
+                result = self._prover.refused(version, received)
+                await self._gate.shut(_unproved(result))
+                return result
+            async with self._gate.closed(self.timeout_s, self._hasten):
+                try:
+                    result = await self._prover.load_and_prove(version, arrays, received)
+                except BaseException:
+                    self._gate.quarantine = f"weight version {version.number} was cut while it entered"
+                    raise
+                self._gate.quarantine = None if result.holds else _unproved(result)
         return result
+
+    def _hasten(self) -> None:
+        """New weights wait until the answers under way have left."""
+        if self.in_flight == "abort":
+            self._gate.abort()
+
+    async def _fetched(self, what: str, tensors: Any) -> Any:
+        if not isinstance(tensors, Shipment):
+            return tensors
+        try:
+            return await receive(what, tensors, self.timeout_s)
+        except RoleFailed:
+            self.cut_transfers += 1
+            raise
 
     async def encode(self, text: str, origin: str) -> Response:
         """An answer given as text, in the policy's tokens, with the end of sequence.
@@ -125,11 +173,12 @@ class Holder(ABC):
         logps: Iterable[float],
         *,
         finished: bool,
-        version: int,
+        held: Held,
         decoder: Decoder,
         prefix: Sequence[int] = (),
+        spans: Spans = (),
     ) -> Rollout:
-        """A rollout of this generator. Raises `ForbiddenToken`."""
+        """A rollout of this generator, its last token by `held`. Raises `ForbiddenToken`."""
         bad = sorted(set(tokens) & set(self.processing.forbidden))
         if bad:
             raise ForbiddenToken(
@@ -152,9 +201,11 @@ class Holder(ABC):
                     "temperature": decoder.temperature,
                     "top_p": self.decoding.top_p,
                 },
-                oldest=version,
-                newest=version,
+                oldest=min((number for number, _ in spans), default=held.number),
+                newest=held.number,
                 logps=tuple(float(value) for value in logps),
+                digest=held.digest,
+                versions=spans if len(spans) > 1 else (),
             ),
         )
 
@@ -170,3 +221,7 @@ class Holder(ABC):
         end = processing.tokenizer.eos_token_id
         tokens.append(int(end if end is not None else min(processing.eos)))
         return Response(tokens=tuple(tokens), text=processing.decode(tokens), origin=origin)
+
+
+def _unproved(result: Proof) -> str:
+    return f"weight version {result.version} is not proved: {dict(result.detail)}"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -10,9 +9,11 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from actors import proof
-from actors.adoption import Arrays
+from actors.transfer import Arrays
+from actors.waiting import all_of
 from pipelines.types import Canary, Proof, WeightVersion
 
+Parts = dict[str, proof.Verdict]
 ATTEMPTS = 2  # what cannot be proved is loaded once more from the same tensors
 NOT_TRIED = proof.Verdict(result="failed", detail={"error": "not tried"})
 
@@ -22,6 +23,7 @@ class Held:
     """The proved version that serves, with both sides' canaries under it."""
 
     number: int
+    digest: str
     canaries: proof.Canaries
 
 
@@ -53,7 +55,7 @@ class Prover:
         self._cache_canary = next((c for c in self._canaries if c.prompt.media), self._canaries[0])
         self._floor = proof.smallest_floor(subject.dtype)
         self._repeat_noise = 0.0
-        self._tainted = False  # unproved weights have computed keys and values
+        self._tainted = False  # unproved weights are or were in it, and may have computed keys and values
         self.held: Held | None = None
 
     async def calibrate(self) -> tuple[float, ...]:
@@ -62,17 +64,27 @@ class Prover:
         self._repeat_noise = proof.largest_gap(own, await self._read_canaries())
         return own
 
-    async def load_and_prove(self, version: WeightVersion, tensors: Arrays) -> Proof:
-        """Sets `held` when the proof holds; leaves it as it was when not. Never raises for bad weights."""
+    async def load_and_prove(self, version: WeightVersion, tensors: Arrays, received: proof.Verdict) -> Proof:
+        """Sets `held` when the proof holds; leaves it as it was when not. Never raises for bad weights.
+
+        `received`: the verdict on the bytes, which are loaded only if they are what was published.
+        """
         began = time.perf_counter()
-        received = await asyncio.to_thread(proof.judge_bytes, version, tensors)
-        parts = {"bytes": received, **dict.fromkeys(("elements", "canary", "caches"), NOT_TRIED)}
+        parts: Parts = {"bytes": received, **dict.fromkeys(("elements", "canary", "caches"), NOT_TRIED)}
         held: Held | None = None
         attempts = 0
-        while received.result == "proved" and held is None and attempts < ATTEMPTS:
+        while held is None and attempts < ATTEMPTS:
             attempts += 1
             parts, held = await self._attempt(version, tensors, received)
         self.held = held or self.held
+        return self._result(version, parts, attempts, began)
+
+    def refused(self, version: WeightVersion, received: proof.Verdict) -> Proof:
+        """The proof of a version whose bytes are not what was published: nothing of it was loaded."""
+        parts: Parts = {"bytes": received, **dict.fromkeys(("elements", "canary", "caches"), NOT_TRIED)}
+        return self._result(version, parts, 0, time.perf_counter())
+
+    def _result(self, version: WeightVersion, parts: Parts, attempts: int, began: float) -> Proof:
         return Proof(
             version=version.number,
             generator=self._subject.name,
@@ -87,16 +99,25 @@ class Prover:
     async def _attempt(
         self, version: WeightVersion, tensors: Arrays, received: proof.Verdict
     ) -> tuple[dict[str, proof.Verdict], Held | None]:
-        """Load and prove once. The second value is None unless all parts hold."""
-        parts = {"bytes": received, **dict.fromkeys(("elements", "canary", "caches"), NOT_TRIED)}
-        with _failing(parts, "caches"):
-            await self._subject.read_caches(
-                self._cache_canary
-            )  # fills the caches, so that a forgotten reset shows afterwards
+        """Load and prove once. The second value is None unless all parts hold.
+
+        Nothing is run on weights that did not enter wholly: a step that fails in the middle leaves an
+        engine's caches at odds with each other.
+        """
+        parts: Parts = {"bytes": received, **dict.fromkeys(("elements", "canary", "caches"), NOT_TRIED)}
+        tainted = self._tainted
+        if not tainted:  # else they are full of what the last attempt left
+            with _failing(parts, "caches"):
+                await self._subject.read_caches(
+                    self._cache_canary
+                )  # fills the caches, so that a forgotten reset shows afterwards
+        self._tainted = True
         with _failing(parts, "elements"):
             parts["elements"] = proof.judge_elements(await self._subject.load(version, tensors))
+        if parts["elements"].result == "failed":
+            return parts, None
         with _failing(parts, "caches"):
-            await self._subject.forget(self._tainted)
+            await self._subject.forget(tainted)
             parts["caches"] = proof.judge_caches(await self._subject.read_caches(self._cache_canary))
         held = None
         with _failing(parts, "canary"):
@@ -105,7 +126,7 @@ class Prover:
             if all(part.result != "failed" for part in parts.values()):
                 if self.held is None:
                     self._floor = proof.noise_floor(now, self._repeat_noise, self._precision(version))
-                held = Held(number=version.number, canaries=now)
+                held = Held(number=version.number, digest=version.digest, canaries=now)
         self._tainted = held is None
         return parts, held
 
@@ -123,7 +144,7 @@ class Prover:
         return proof.judge_change(self.held.canaries, now, self._floor)
 
     async def _read_canaries(self) -> tuple[float, ...]:
-        return tuple(await asyncio.gather(*(self._subject.logprob(canary) for canary in self._canaries)))
+        return tuple(await all_of(self._subject.logprob(canary) for canary in self._canaries))
 
 
 @contextmanager

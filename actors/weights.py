@@ -1,10 +1,12 @@
 """The publisher: owns the bytes of the newest weight versions and hands them out in order.
 
-1. `publish` refuses an older attempt and a number that does not grow.
-2. The publisher owns what it hands out (`put` runs in its process): a learner that dies takes nothing along.
-3. `next` waits for the oldest version a taker has not seen, so that every version is proved, none skipped.
-4. A reference that the learner moved travels with every later version, with a number that tells a new one.
-5. Only the last `keep` versions are held: a taker further behind gets the oldest that is left.
+1. A version comes in buckets and is seen by nobody before it is whole: `hold`..., `publish`.
+2. An older attempt is refused, and a number that does not grow.
+3. The publisher owns what it hands out (`put` runs in its process): a learner that dies takes nothing along.
+   What is handed out are references, one per bucket, or a folder: never bytes.
+4. `next` waits for the oldest version a taker has not seen; `latest` is for one that joins.
+5. A reference that the learner moved travels with every later version, with a number that tells a new one.
+6. Only the last `keep` versions are held: a taker further behind gets the oldest that is left.
 """
 
 from __future__ import annotations
@@ -13,53 +15,62 @@ import asyncio
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import numpy as np
-
+from actors.transfer import KEPT, Arrays, Shipment
 from pipelines.types import WeightVersion
 
-Tensors = Mapping[str, np.ndarray]
+Handout = tuple[WeightVersion, list[Any]]
+EMPTY: Arrays = {}
+NOTHING: tuple[int, list[Any], set[str]] = (-1, [], set())  # never filled: no version has this number
 
 
 class Publisher:
-    """One weight stream. `put` turns tensors into what takers receive (`ray.put` where it is placed)."""
+    """One weight stream. `put` turns a bucket into what takers receive (`ray.put` where it is placed)."""
 
-    def __init__(self, attempt: int, put: Callable[[Tensors], Any] | None = None, keep: int = 4) -> None:
+    def __init__(
+        self, attempt: int, put: Callable[[Mapping[str, Any]], Any] | None = None, keep: int = KEPT
+    ) -> None:
         self._attempt = attempt
         self._put = put or (lambda tensors: tensors)
         self._keep = keep
-        self._held: dict[int, tuple[WeightVersion, list[Any]]] = {}
-        self._reference: list[Any] = []  # how many there were, and the newest
+        self._held: dict[int, Handout] = {}
+        self._coming: tuple[int, list[Any], set[str]] = NOTHING  # number, buckets, names in them
+        self._reference: list[Any] = []  # how many there were, and where the newest is
         self._changed = asyncio.Condition()
 
-    async def publish(self, version: WeightVersion, tensors: Tensors) -> None:
-        """Take over a version. Raises ValueError for an older attempt, a stale number or missing tensors."""
-        if version.attempt != self._attempt:
-            raise ValueError(
-                f"weights of attempt {version.attempt} refused: attempt {self._attempt} is running"
-            )
-        newest = max(self._held, default=-1)
-        if version.number <= newest:
-            raise ValueError(
-                f"weight version {version.number} refused: version {newest} is already published"
-            )
-        if set(tensors) != set(version.manifest):
-            odd = sorted(set(tensors) ^ set(version.manifest))[:3]
+    async def hold(self, attempt: int, number: int, tensors: Arrays) -> None:
+        """A bucket of version `number`, which nobody sees yet. Raises as `publish` does."""
+        self._accept(attempt, number, tensors)
+
+    async def publish(
+        self, version: WeightVersion, tensors: Arrays = EMPTY, folder: str | None = None
+    ) -> None:
+        """Take over a version: the last bucket of it, or all of it at once, or where it lies on disk.
+
+        Raises ValueError for an older attempt, a stale number or missing tensors.
+        """
+        self._accept(version.attempt, version.number, tensors)
+        _, buckets, names = self._coming
+        if folder is None and names != set(version.manifest):
+            odd = sorted(names ^ set(version.manifest))[:3]
+            self._coming = NOTHING
             raise ValueError(f"weight version {version.number}: tensors and manifest differ in {odd}")
+        shipment = Shipment(buckets=tuple(buckets), folder=folder)
         async with self._changed:
-            self._held[version.number] = (version, [self._put(tensors), *self._reference])
+            self._held[version.number] = (version, [shipment, *self._reference])
             for number in sorted(self._held)[: -self._keep]:
                 del self._held[number]
+            self._coming = NOTHING  # what is held is referred to from there alone
             self._changed.notify_all()
 
     async def refer(self, attempt: int, weights: Mapping[str, Any]) -> None:
         """The reference's weights from the next version on. Raises ValueError for an older attempt."""
-        if attempt != self._attempt:
-            raise ValueError(f"a reference of attempt {attempt} refused: attempt {self._attempt} is running")
-        self._reference = [1 + (self._reference[0] if self._reference else 0), self._put(weights)]
+        self._fenced(attempt, "a reference")
+        number = 1 + (self._reference[0] if self._reference else 0)
+        self._reference = [number, Shipment(buckets=(self._put(weights),))]
 
-    async def next(self, after: int, timeout_s: float) -> tuple[WeightVersion, list[Any]] | None:
-        """The oldest held version above `after`, and in a list, so that a Ray reference stays one: its
-        tensors, and where the learner's reference is not the run's model any more, its number and weights.
+    async def next(self, after: int, timeout_s: float) -> Handout | None:
+        """The oldest held version above `after`, and in a list: its `Shipment` and, where the learner's
+        reference is not the run's model any more, its number and `Shipment`.
 
         None when nothing was published within `timeout_s`.
         """
@@ -74,6 +85,26 @@ class Publisher:
                 return None
             return self._held[min(newer())]
 
+    async def latest(self) -> Handout | None:
+        """The newest version, as `next` gives it; None before the first."""
+        return self._held[max(self._held)] if self._held else None
+
     async def newest(self) -> int:
         """Number of the newest published version, -1 before the first."""
         return max(self._held, default=-1)
+
+    def _accept(self, attempt: int, number: int, tensors: Arrays) -> None:
+        self._fenced(attempt, "weights")
+        newest = max(self._held, default=-1)
+        if number <= newest:
+            raise ValueError(f"weight version {number} refused: version {newest} is already published")
+        if self._coming[0] != number:
+            self._coming = (number, [], set())
+        _, buckets, names = self._coming
+        if tensors:
+            buckets.append(self._put(tensors))
+            names |= set(tensors)
+
+    def _fenced(self, attempt: int, what: str) -> None:
+        if attempt != self._attempt:
+            raise ValueError(f"{what} of attempt {attempt} refused: attempt {self._attempt} is running")

@@ -158,6 +158,9 @@ class Behaviour:
     oldest: int  # oldest and newest weight version that contributed a token
     newest: int
     logps: tuple[float, ...]  # [length] log-probability of each token when it was sampled, nats
+    digest: str = ""  # `WeightVersion.digest` of `newest`, as the generator had proved it
+    # (version, tokens) from the first token to the last, where versions changed under way; else empty
+    versions: tuple[tuple[int, int], ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -314,6 +317,12 @@ class WeightVersion:
     manifest: Mapping[str, TensorDigest]  # Hugging Face tensor name -> digest
     canary: tuple[float, ...]  # the learner's log-probability of each canary answer, summed, nats
     adapter: bool = False  # the tensors are a LoRA adapter, not the whole model
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 of the stream and of all that the manifest says, independent of the tensors' order."""
+        tensors = {name: [t.sha256, list(t.shape), t.dtype] for name, t in self.manifest.items()}
+        return canonical_digest([self.stream, self.adapter, tensors])
 
 
 Proved = Literal["proved", "not distinguishable", "failed"]

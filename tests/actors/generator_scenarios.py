@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 from generator_answers import MORE
+from generator_syncs import SYNCS
 
 PICTURE_SIDE = 64
 Facts = dict[str, Any]
@@ -192,7 +193,8 @@ async def adopt_while_sampling(bench: Bench) -> Facts:
     while (await bench.generator.health())["in_flight"] == 0:
         await asyncio.sleep(0)
     adopting = asyncio.create_task(bench.generator.adopt(*version))
-    await asyncio.sleep(0)
+    while (await bench.generator.health())["open"]:  # the bytes are checked before it closes
+        await asyncio.sleep(0)
     late = [asyncio.create_task(bench.generator.sample(*bench.prompt(i), n=3, seed=i)) for i in range(30, 42)]
     proof = await adopting
     gaps, wrong, versions = [], [], []
@@ -246,11 +248,16 @@ async def forbidden_tokens(bench: Bench) -> Facts:
 async def a_forbidden_token_is_refused_afterwards(bench: Bench) -> Facts:
     from types import SimpleNamespace
 
+    from actors.drafts import Asked
     from pipelines.decoding import Decoder
 
-    prompt, _ = bench.prompt(6)
-    bad = SimpleNamespace(token_ids=[bench.processing.image_token], logprobs=[{}], finish_reason="length")
-    return {"error": await error_of(lambda: to_async(bench.generator.rollout, prompt, bad, 0, Decoder()))}
+    token = bench.processing.image_token
+    logprob = {token: SimpleNamespace(logprob=0.0)}
+    bad = SimpleNamespace(token_ids=[token], logprobs=[logprob], finish_reason="length")
+    asked = Asked(*bench.prompt(6), 1, 0, Decoder(), ())
+    asked.versions[0] = bench.generator.held
+    asked.drafts[0].take(bad, 0)
+    return {"error": await error_of(lambda: to_async(bench.generator.rollout, asked, asked.drafts[0]))}
 
 
 async def bad_prompts(bench: Bench) -> Facts:
@@ -374,6 +381,7 @@ SCENARIOS: tuple[Callable[[Bench], Awaitable[Facts]], ...] = (
     engine_failure,
     cancelled_callers,
     quarantine,
+    *SYNCS,
 )
 
 

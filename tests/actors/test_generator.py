@@ -136,5 +136,28 @@ def test_quarantine(facts: Facts):
     assert facts["healed"] and facts["then"] == 3
 
 
+def test_kept(facts: Facts):
+    """Every token's log-probability is that of the version it is said to be of, and of no other."""
+    assert facts["holds"] and all(facts["told"]) and all(facts["digests"])
+    assert facts["mixed"] > 3 and max(facts["gaps"]) < 1e-3 < min(facts["swapped"])
+    assert facts["left"] == 0 and facts["in_flight"] == 0
+
+
+def test_aborted(facts: Facts):
+    assert facts["holds"] and facts["reasons"] == ["aborted_for_sync"] and facts["retry"]
+    assert facts["again"] == [11] * 3 and facts["counted"] == 8 and facts["left"] == 0
+
+
+def test_cut(facts: Facts):
+    assert facts["buckets"] > 3 and facts["reasons"] == ["transfer_cut"] * facts["buckets"]
+    assert all(facts["same"]) and all(facts["served"]) and facts["cut_transfers"] == facts["buckets"]
+    assert "weight version 12: bucket" in facts["named"] and "the publisher is gone" in facts["named"]
+    assert facts["wrong"] == ["failed", True, True] and facts["healed"]
+
+
+def test_by_disk(facts: Facts):
+    assert facts == {"reason": "transfer_cut", "before": 12, "holds": True, "canary": "proved"}
+
+
 def test_a_stopped_generator_says_so(run: Facts):
     assert "EngineError" in run["stopped"]

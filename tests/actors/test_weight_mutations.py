@@ -14,7 +14,8 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,9 @@ class Faults:
     withheld: str | None = None
     older: dict[str, Any] = field(default_factory=dict)  # tensors that are delivered in place of the new ones
     unreset: str | None = None
+    reset_raises: str | None = None
+    broken_after: int | None = None  # tensors, after which the loader's input raises...
+    breaks: int = 0  # ...so many times
     old_adapter: bool = False
     unused_adapter: bool = False
 
@@ -40,10 +44,33 @@ class Faults:
         return kept | {name: tensor for name, tensor in self.older.items() if name in kept}
 
 
-def reset_but(engine: Any, skipped: str | None) -> None:
+def reset_with(faults: Faults, engine: Any) -> None:
     for cache in ("prefix", "mm", "encoder"):
-        if cache != skipped:
+        if cache == faults.reset_raises:
+            raise RuntimeError(f"the {cache} cache was not reset")
+        if cache != faults.unreset:
             getattr(engine, f"reset_{cache}_cache")()
+
+
+@contextmanager
+def breaking(faults: Faults) -> Iterator[None]:
+    """While it lasts, vLLM's input of a full load ends with an exception where `faults` says."""
+    from actors.engine_extension import Recorder
+
+    whole = Recorder.items
+
+    def items(self: Any, model: Any, handed: Any) -> Iterator[Any]:
+        for index, item in enumerate(whole(self, model, handed)):
+            if index == faults.broken_after and faults.breaks:
+                faults.breaks -= 1
+                raise ConnectionError(f"cut after tensor {index}")
+            yield item
+
+    Recorder.items = items  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        Recorder.items = whole  # type: ignore[method-assign]
 
 
 def faulty_full(faults: Faults) -> Any:
@@ -54,7 +81,7 @@ def faulty_full(faults: Faults) -> Any:
             return faults.applied(tensors)
 
         def reset(self, engine: Any) -> None:
-            reset_but(engine, faults.unreset)
+            reset_with(faults, engine)
 
     return Faulty()
 
@@ -77,7 +104,7 @@ def faulty_adapter(faults: Faults, settings: Any, model: str) -> Any:
             return report
 
         def reset(self, engine: Any) -> None:
-            reset_but(engine, faults.unreset)
+            reset_with(faults, engine)
 
     return Faulty(settings, model)
 
@@ -227,6 +254,11 @@ async def full(path: str) -> dict[str, list[str]]:
     await trial("older: lm_head.weight", older={"lm_head.weight": as_tensor(old[1][head], "float32")})
     for cache in ("prefix", "mm", "encoder"):
         await trial(f"not reset: {cache}", unreset=cache)
+        await trial(f"reset fails: {cache}", reset_raises=cache)
+    with breaking(faults):
+        for k in range(len(new[1])):
+            await trial(f"cut after tensor {k}", broken_after=k, breaks=2)
+        trial.results |= await cut_once(generator, faults, old, new, learner)
     trial.results |= await one_bit(generator, new, head)
     await generator.stop()
     return trial.results
@@ -258,6 +290,7 @@ async def lora(path: str) -> dict[str, list[str]]:
     await trial("new adapter loaded, old one served", unused_adapter=True)
     for cache in ("mm", "encoder"):
         await trial(f"not reset: {cache}", unreset=cache)
+        await trial(f"reset fails: {cache}", reset_raises=cache)
     trial.results |= await one_bit(generator, new, next(iter(new[1])))
     await generator.stop()
     return trial.results
@@ -268,6 +301,30 @@ async def faultless(generator: Any, old: Any, new: Any) -> None:
     for version in (old, new, old):
         proof = await generator.adopt(*version)
         assert proof.holds and proof.canary_change == "proved", proof
+
+
+async def cut_once(
+    generator: Any, faults: Faults, old: Any, new: Any, learner: Learner
+) -> dict[str, list[str]]:
+    """A load that breaks once is made good by the second: the outputs are bit for bit those of the version.
+
+    The names of what was right are given as if they were refusals, so that one list holds everything.
+    """
+
+    async def output() -> list[float]:
+        return [await generator.logprob(c.prompt, c.media, c.tokens) for c in learner.canaries]
+
+    await generator.adopt(*new)
+    expected = await output()
+    found: dict[str, list[str]] = {}
+    for k in range(0, len(new[1]), 8):
+        assert (await generator.adopt(*old)).holds and await output() != expected
+        faults.broken_after, faults.breaks = k, 1
+        proof = await generator.adopt(*new)
+        right = proof.holds and proof.detail["attempts"] == 2 and await output() == expected
+        found[f"cut once after tensor {k}"] = ["loaded again"] if right else []
+    vars(faults).update(vars(Faults()))
+    return found
 
 
 async def one_bit(generator: Any, new: Any, name: str) -> dict[str, list[str]]:
