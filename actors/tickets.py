@@ -117,6 +117,20 @@ class Tickets:
         places = Counter((step, name, index) for (name, index, _), step in self.trained.items())
         assert max(places.values(), default=1) == 1, "a comparison was trained twice in one step"
 
+    def logical(self, step: int) -> dict[str, list[int]]:
+        """Ticket -> (step, position among the later uses of it), up to `step`."""
+        place: Counter[int] = Counter()
+        found: dict[str, list[int]] = {}
+        for (
+            name,
+            index,
+            use,
+        ), at in self.trained.items():  # of each step in the order in which it was sealed
+            if at <= step:
+                found[f"{name}/{index}/{use}"] = [at, place[at]]
+                place[at] += 1
+        return found
+
     def snapshot(self, step: int) -> dict[str, Any]:
         """What a resume must know beside the bodies; JSON-able. Draws of a sealed step are made again."""
         return {

@@ -16,9 +16,11 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from pipelines.recipe import Recipe
-from pipelines.settings import Settings
+if TYPE_CHECKING:  # a ledger starts without torch, which recipes import
+    from pipelines.recipe import Recipe
+    from pipelines.settings import Settings
 
 
 @dataclass(frozen=True, kw_only=True)

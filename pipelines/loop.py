@@ -9,6 +9,8 @@
 | who              | waits for                                     | and gives up                       |
 |------------------|-----------------------------------------------|------------------------------------|
 | drive            | a receipt, a ledger change, a proved version  | after `patience_s` without any     |
+| drive            | an answer of the ledger, the next prompts     | `call_s`, `patience_s`: RoleFailed |
+| Ledger           | the receipt or the fault of one lease         | `lease_s`: the lease is void       |
 | Producer         | the receipt of one lease                      | its own deadline: a `Fault`        |
 | Ledger.pull      | enough fresh groups, or the end               | `wait_s`: TimeoutError with counts |
 | Learner          | `Ledger.pull`                                 | as above                           |
@@ -27,14 +29,17 @@ import time
 from collections import Counter, deque
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, TypeVar
 
 from pipelines.admission import Admission
 from pipelines.types import Fault, Lease, Receipt
 
+T = TypeVar("T")
 Parcel = Sequence[Any]  # [(position, raw row)] or [a reference to it]
 PromptItem = tuple[int, int, str, Parcel]  # cursor, epoch, prompt id, parcel
 Phase = Literal["running", "finishing", "stopping", "ended", "failed"]
+Verdict = Literal["drop", "again", "alone"]  # what becomes of a group whose lease failed
+GONE_S = 10.0  # that cancelled work gets to end
 
 
 class RunFailed(RuntimeError):
@@ -53,13 +58,14 @@ class RoleFailed(RuntimeError):
 
     @classmethod
     def of(cls, error: BaseException, role: str) -> RoleFailed:
-        """Name an exception. A ValueError is about the input, so the same work is not tried again."""
+        """Name an exception. A ValueError is about the input and a RunFailed about the run: the same work is
+        not tried again."""
         if isinstance(error, RoleFailed):
             return error
         kind = "Timeout" if isinstance(error, TimeoutError) else type(error).__name__
         name = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", kind).lower()
         detail = f"{type(error).__name__}: {error}"
-        return cls(name, role, detail, retry=not isinstance(error, ValueError))
+        return cls(name, role, detail, retry=not isinstance(error, ValueError | RunFailed))
 
     def fault(self, group: str) -> Fault:
         return Fault(group=group, reason=self.reason, role=self.role, detail=self.detail, retry=self.retry)
@@ -74,6 +80,10 @@ class LedgerState:
     trained: int
     live: int  # leased + buffered + sealed
     leased: int
+    buffered: int
+    held_bytes: int  # of the buffered groups
+    oldest_lease_s: float  # age of the oldest lease under way
+    expired: frozenset[int]  # fences of leases that the ledger voided itself and that nobody has reported yet
     stage: int  # the open one: groups are leased for it
     cursor: int  # of the prompt stream: the first one that was never issued
     failure: str | None = None
@@ -93,7 +103,8 @@ class Producer(Protocol):
 
 class Ledger(Protocol):
     async def issue(self, prompt_id: str, epoch: int, cursor: int, generator: int) -> Lease | None: ...
-    async def fail(self, fault: Fault, lease: Lease) -> bool: ...
+    async def fail(self, fault: Fault, lease: Lease) -> Verdict: ...
+    async def held_back(self, on: bool) -> None: ...
     async def finish(self) -> None: ...
     async def stop(self) -> None: ...
     async def state(self) -> LedgerState: ...
@@ -132,6 +143,8 @@ class Limits:
     drain_s: float = 30.0  # for leases under way when the run is asked to stop
     rest_s: float = 1.0  # a generator that failed takes no work for so long, or it would burn every retry
     tick_s: float = 0.05  # how long a proved version can go unnoticed; nothing is polled faster
+    call_s: float = 60.0  # for one answer of the ledger
+    buffer_bytes: int = 4 << 30  # of buffered groups; above it only what the next step lacks is issued
 
 
 async def drive(
@@ -154,6 +167,7 @@ async def drive(
 
     Raises:
         RunFailed: the ledger gave up (it says why), or nothing moved for `patience_s`.
+        RoleFailed: the ledger or the prompt stream ("data") died or does not answer.
     """
     await _Drive(prompts, producer, ledger, fleet, admission, stop, limits or Limits(), stage).run()
 
@@ -173,26 +187,39 @@ class _Drive:
     stage: int | None
     fresh: deque[PromptItem] = field(default_factory=deque[PromptItem])  # taken from the stream
     again: deque[PromptItem] = field(default_factory=deque[PromptItem])  # to be issued once more
+    alone: deque[PromptItem] = field(default_factory=deque[PromptItem])  # the same, with nothing beside it
+    sole: Work | None = None  # the newest work that was issued alone
     work: dict[Work, tuple[Lease, PromptItem]] = field(default_factory=dict[Work, tuple[Lease, PromptItem]])
+    abandoned: set[Work] = field(default_factory=set[Work])  # cancelled, and not gone yet
     watch: asyncio.Task[LedgerState] | None = None
     resting: dict[int, float] = field(default_factory=dict[int, float])  # generator -> time it may work again
     exhausted: bool = False
+    full: bool = False  # too many bytes are buffered
     moved_at: float = field(default_factory=time.monotonic)
 
     async def run(self) -> None:
         stopping = asyncio.create_task(self.stop.wait())
         try:
-            state = await self.ledger.state()
+            state = await self._ask(self.ledger.state())
             while not self.stop.is_set() and not self._over(state):
                 await self._lease(state)
                 state = await self._wait(state, stopping)
             if state.phase == "failed":
                 raise RunFailed(state.failure or "the ledger gave up without a reason")
             if self.stop.is_set():
-                await self.ledger.stop()
+                await self._ask(self.ledger.stop())
                 await self._drain()
         finally:
-            await _cancel([stopping, *self.work, *([self.watch] if self.watch else [])])
+            tasks = [stopping, *self.work, *([self.watch] if self.watch else [])]
+            await _cancel(tasks, self.abandoned)
+
+    async def _ask(self, answer: Awaitable[T], role: str = "ledger", within_s: float | None = None) -> T:
+        """An answer of a service that the loop cannot do without."""
+        within_s = self.limits.call_s if within_s is None else within_s
+        try:
+            return await asyncio.wait_for(answer, within_s)
+        except TimeoutError as error:
+            raise RoleFailed("timeout", role, f"no answer within {within_s:g} s") from error
 
     def _over(self, state: LedgerState) -> bool:
         past = self.stage is not None and state.stage > self.stage
@@ -202,22 +229,47 @@ class _Drive:
 
     async def _lease(self, state: LedgerState) -> None:
         """Issue leases while a generator admits them; work that failed goes first."""
+        await self._abandon(state.expired)
         live = state.live
         while not self.stop.is_set():
-            renewal = bool(self.again)  # is counted in `live` already
-            generator = self._choose(state, live - renewal)
-            if generator is None:
+            if self.sole in self.work or (self.alone and self.work):
                 return
-            item = self.again.popleft() if renewal else await self._next()
+            queue = self.alone or self.again
+            renewal = bool(queue)  # is counted in `live` already
+            generator = self._choose(state, live - renewal)
+            if generator is None or await self._held_back(state):
+                return
+            item = queue.popleft() if renewal else await self._next()
             if item is None:
                 return
             cursor, epoch, prompt_id, parcel = item
-            lease = await self.ledger.issue(prompt_id, epoch, cursor, generator)
+            lease = await self._ask(self.ledger.issue(prompt_id, epoch, cursor, generator))
             if lease is not None:
                 live += not renewal
-                self.work[asyncio.create_task(self.producer.produce(lease, parcel))] = (lease, item)
-            elif self._over(await self.ledger.state()):
+                task = asyncio.create_task(self.producer.produce(lease, parcel))
+                self.work[task] = (lease, item)
+                self.sole = task if queue is self.alone else None
+            elif self._over(await self._ask(self.ledger.state())):
                 return
+
+    async def _abandon(self, expired: frozenset[int]) -> None:
+        """Give up work on leases that the ledger voided; what it delivers later is fenced off."""
+        for task in [task for task, (lease, _) in self.work.items() if lease.fence in expired]:
+            lease, item = self.work.pop(task)
+            task.cancel()
+            self.abandoned.add(task)
+            task.add_done_callback(self.abandoned.discard)
+            await self._failed(RoleFailed("lease_expired", "producer", "").fault(lease.group), lease, item)
+
+    async def _held_back(self, state: LedgerState) -> bool:
+        """Whether only the next step's groups may be issued, and enough of them are under way. A step that
+        takes more bytes than allowed still fills."""
+        enough = state.buffered + len(self.work) >= self.admission.groups_per_step
+        full = enough and state.held_bytes > self.limits.buffer_bytes
+        if full != self.full:
+            self.full = full
+            await self._ask(self.ledger.held_back(full))
+        return full
 
     def _choose(self, state: LedgerState, live: int) -> int | None:
         """The generator with the fewest leases among those that admit one more."""
@@ -235,10 +287,10 @@ class _Drive:
     async def _next(self) -> PromptItem | None:
         if not self.fresh and not self.exhausted:
             taking = self.prompts.next(self.admission.groups_per_step)
-            self.fresh.extend(await asyncio.wait_for(taking, self.limits.patience_s))
+            self.fresh.extend(await self._ask(taking, "data", self.limits.patience_s))
             if not self.fresh:
                 self.exhausted = True
-                await self.ledger.finish()
+                await self._ask(self.ledger.finish())
         return self.fresh.popleft() if self.fresh else None
 
     async def _wait(self, state: LedgerState, stopping: asyncio.Task[Any]) -> LedgerState:
@@ -246,7 +298,10 @@ class _Drive:
         versions = dict(self.fleet.versions())
         while True:
             if self.watch is None:
-                self.watch = asyncio.create_task(self.ledger.changed(state.revision, 5.0))
+                news_within_s = min(5.0, self.limits.call_s / 2)
+                self.watch = asyncio.create_task(
+                    self._ask(self.ledger.changed(state.revision, news_within_s))
+                )
             awaited: set[asyncio.Task[Any]] = {*self.work, self.watch, stopping}
             done, _ = await asyncio.wait(
                 awaited, timeout=self.limits.tick_s, return_when=asyncio.FIRST_COMPLETED
@@ -255,11 +310,11 @@ class _Drive:
             news = state
             if self.watch in done:
                 news, self.watch = self.watch.result(), None
-            if settled or news.revision != state.revision or dict(self.fleet.versions()) != versions:
+            moved = settled or news.revision != state.revision or dict(self.fleet.versions()) != versions
+            if moved:
                 self.moved_at = time.monotonic()
-                return await self.ledger.state()
-            if stopping.done() or self._rested():
-                return state
+            if moved or stopping.done() or self._rested():
+                return await self._ask(self.ledger.state())  # never an old one: leases were issued since
             self._check_patience(state)
 
     def _rested(self) -> bool:
@@ -270,7 +325,7 @@ class _Drive:
         return bool(rested)
 
     async def _settle(self, done: Iterable[Work]) -> bool:
-        """Read what became of leases; a fault goes to the ledger, which says whether to issue it again."""
+        """Read what became of leases; of those that failed the ledger says whether to issue them again."""
         settled = False
         for task in done:
             settled = True
@@ -278,11 +333,19 @@ class _Drive:
             error = task.exception()
             outcome = task.result() if error is None else RoleFailed.of(error, "producer").fault(lease.group)
             if isinstance(outcome, Fault):
-                if outcome.role == "generator" and outcome.retry:  # it is the generator, not the input
-                    self.resting[lease.generator] = time.monotonic() + self.limits.rest_s
-                if await self.ledger.fail(outcome, lease):
-                    self.again.append(item)
+                await self._failed(outcome, lease, item)
+            elif not outcome.accepted and outcome.dropped is None:  # it came under a void fence
+                refused = RoleFailed("refused", "ledger", "the lease was void")
+                await self._failed(refused.fault(lease.group), lease, item)
         return settled
+
+    async def _failed(self, fault: Fault, lease: Lease, item: PromptItem) -> None:
+        blamed = fault.retry and fault.reason != "aborted_for_sync"
+        if fault.role == "generator" and blamed:  # it is the generator, not the input
+            self.resting[lease.generator] = time.monotonic() + self.limits.rest_s
+        verdict = await self._ask(self.ledger.fail(fault, lease))
+        if verdict != "drop":
+            (self.alone if verdict == "alone" else self.again).append(item)
 
     def _check_patience(self, state: LedgerState) -> None:
         if time.monotonic() - self.moved_at <= self.limits.patience_s:
@@ -292,7 +355,8 @@ class _Drive:
             f"nothing moved for {self.limits.patience_s:g} s: no receipt, no trained step, no new version. "
             f"Under way: {len(waiting)} groups {waiting[:3]}; generators and their versions: "
             f"{dict(self.fleet.versions())}; ledger: {state.trained} groups trained, {state.live} live, "
-            f"{state.leased} leased, phase {state.phase}, stage {state.stage}"
+            f"{state.leased} leased, {state.held_bytes} bytes buffered, phase {state.phase}, "
+            f"stage {state.stage}"
         )
 
     async def _drain(self) -> None:
@@ -302,9 +366,15 @@ class _Drive:
             await self._settle(done)
 
 
-async def _cancel(tasks: Iterable[asyncio.Task[Any]]) -> None:
-    """Cancel tasks and wait until they are gone, so that none outlives the loop."""
-    gone = list(tasks)
-    for task in gone:
+async def _cancel(tasks: Iterable[asyncio.Task[Any]], leaving: Iterable[asyncio.Task[Any]]) -> None:
+    """Cancel tasks and wait until they, and those `leaving` already, are gone: none outlives the loop.
+
+    Who is cancelled twice stops waiting for what it has cancelled itself.
+    """
+    tasks = list(tasks)
+    for task in tasks:
         task.cancel()
-    await asyncio.gather(*gone, return_exceptions=True)
+    done, _ = await asyncio.wait({*tasks, *leaving}, timeout=GONE_S)
+    for task in done:
+        if not task.cancelled():
+            task.exception()  # has been seen

@@ -60,8 +60,23 @@ def group(lease: Lease, version: int = 0, comparisons: int = 1, **more: Any) -> 
     return Group(id=lease.group, fence=lease.fence, comparisons=made, media={}, version=version, **more)
 
 
-def fault(lease: Lease, retry: bool = True) -> Fault:
-    return Fault(group=lease.group, reason="scorer_died", role="scorer", detail="node a", retry=retry)
+def fault(lease: Lease, retry: bool = True, reason: str = "scorer_died") -> Fault:
+    return Fault(group=lease.group, reason=reason, role="scorer", detail="node a", retry=retry)
+
+
+def told(ledger: Ledger, event: str) -> list[dict[str, Any]]:
+    """The ledger's events of one kind."""
+    return [line for line in now(ledger.events(0)) if line["event"] == event]
+
+
+class Clock:
+    """Stands still until it is moved on."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
 
 
 def issue(ledger: Ledger, cursor: int) -> Lease:
