@@ -5,12 +5,14 @@ from __future__ import annotations
 import logging
 import math
 import os
+import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import ray
 from ray._private import ray_constants
+from ray._raylet import AuthenticationTokenLoader, Config  # pyright: ignore[reportAttributeAccessIssue]
 
 from pipelines.settings import Settings, SettingsError, demands
 
@@ -21,6 +23,8 @@ PROCESS_ENVIRONMENT = {
     "VLLM_NO_USAGE_STATS": "1",
     "VLLM_LOGGING_LEVEL": "WARNING",
     "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
+    # A prompt stream that was killed keeps its share of the CPUs for so long (180 s by default).
+    "RAY_DATA_AUTOSCALING_REQUEST_EXPIRE_TIME_S": "25",
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
 }
 OBJECT_STORE_BYTES = 512 * 1024**2  # of a local Ray; comparisons of a laptop run need a few megabytes
@@ -72,20 +76,35 @@ def join(address: str, environment: dict[str, str]) -> None:
 
 
 def start_on_loopback(**options: Any) -> None:
-    """`ray.init` of a local Ray that listens on 127.0.0.1 alone.
+    """`ray.init` of a local Ray that listens on 127.0.0.1 alone and asks for a token.
 
     Ray replaces a loopback address by the machine's own unless clusters are switched off, so they are: in
     this process, and through the environment in every process of that Ray.
     """
     os.environ[ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR] = "0"
     ray_constants.ENABLE_RAY_CLUSTER = False
+    ask_for_a_token()
     ray.init(
+        address="local",  # whatever else runs on this machine
         include_dashboard=False,
         _node_ip_address="127.0.0.1",
         _system_config={"worker_maximum_startup_concurrency": 8},  # fewer than our processes: it would warn
         logging_level=logging.ERROR,
         **options,
     )
+
+
+def ask_for_a_token() -> None:
+    """Let the Ray that this process starts ask for a token of its own, known through the environment alone.
+
+    Left to itself Ray writes one into the home directory, which may be read-only or shared, where every user
+    of the machine can read it. A mode or a token that the caller has set is kept.
+    """
+    mode = os.environ.setdefault("RAY_AUTH_MODE", "token")
+    if mode == "token" and not {"RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"} & set(os.environ):
+        os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
+    Config.initialize("")  # this process read both at import
+    AuthenticationTokenLoader.instance().reset_cache()
 
 
 def search_path() -> str:

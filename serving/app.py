@@ -20,12 +20,13 @@ from typing import Any
 import psutil
 import ray
 from PIL import Image
+from pydantic import BaseModel, ConfigDict, Field
 from ray import serve as ray_serve
 
 from actors.placement import PROCESS_ENVIRONMENT, start_on_loopback
 from serving.checkpoint import NotServable, Servable, find_servable
 
-__all__ = ["NotServable", "ServeError", "Server", "find_servable", "serve"]
+__all__ = ["NotServable", "ServeError", "Server", "Target", "application", "find_servable", "serve"]
 
 APPLICATION = "plumbline"
 IMAGES_PER_PROMPT = 4
@@ -145,6 +146,22 @@ def engine_config(servable: Servable, gpus: int) -> dict[str, Any]:
     }
 
 
+class Target(BaseModel):
+    """What a Serve configuration file gives under `args`."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    target: Path  # as for `plumbline serve`
+    gpus: int = Field(default=0, ge=0)
+    name: str | None = None
+
+
+def application(args: dict[str, Any]) -> Any:
+    """For Serve's configuration files: `import_path: serving.app:application`. Raises NotServable."""
+    wanted = Target.model_validate(args)
+    return _built(find_servable(wanted.target, wanted.name), wanted.gpus)
+
+
 def _environment() -> dict[str, str]:
     return {key: os.environ.get(key, value) for key, value in ENGINE_ENVIRONMENT.items()}
 
@@ -174,7 +191,7 @@ def _connected(address: str | None, gpus: int) -> Iterator[None]:
     os.environ.update(_environment())
     if address is None:
         # Logical CPUs only say how many actors fit; all of them share the real ones.
-        start_on_loopback(address="local", num_cpus=max(4, gpus + 2), log_to_driver=False)
+        start_on_loopback(num_cpus=max(4, gpus + 2), log_to_driver=False)
     else:
         ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
     try:

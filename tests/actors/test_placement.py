@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from unittest.mock import MagicMock
 
 import pytest
 
@@ -36,3 +37,26 @@ def test_a_cluster_that_is_too_small_is_refused_with_both_numbers(monkeypatch: p
         refuse_what_cannot_fit({"CPU": 4.2, "GPU": 0})
     with pytest.raises(SettingsError, match=r"needs 2 GPU but the Ray cluster has 0"):
         refuse_what_cannot_fit({"CPU": 1, "GPU": 2})
+
+
+@pytest.mark.parametrize(
+    ("given", "found"),
+    [
+        ({}, {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "new"}),
+        ({"RAY_AUTH_TOKEN": "own"}, {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "own"}),
+        ({"RAY_AUTH_TOKEN_PATH": "/own"}, {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": "/own"}),
+        ({"RAY_AUTH_MODE": "disabled"}, {"RAY_AUTH_MODE": "disabled"}),
+    ],
+)
+def test_a_local_ray_asks_for_a_token_unless_the_caller_said_otherwise(
+    given: dict[str, str], found: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    environment = dict(given)
+    monkeypatch.setattr(placement.os, "environ", environment)
+    monkeypatch.setattr(placement.secrets, "token_hex", lambda length: "new")
+    for name in ("Config", "AuthenticationTokenLoader"):  # of this process, which other tests share
+        monkeypatch.setattr(placement, name, MagicMock())
+
+    placement.ask_for_a_token()
+
+    assert environment == found
