@@ -15,7 +15,7 @@ from typing import Any
 
 from PIL import Image
 
-from pipelines.types import Candidate, Comparison, Group, MediaTable, Preference, Prompt, Score
+from pipelines.types import Behaviour, Candidate, Comparison, Group, MediaTable, Preference, Prompt, Score
 
 SHOWN_EVERY = 5  # steps
 SHOWN = 4  # comparisons of such a step
@@ -69,6 +69,7 @@ def _schema() -> Any:
     words = ("group", "comparison", "edge", "edges", "cells", "prompt_id", "prompt_digest", "prompt_text")
     words += ("sampled_chosen", "sampled_rejected", "media_digest", "damaged_digest", "damage")
     words += ("chosen", "rejected", "parts_chosen", "parts_rejected", "margins")
+    words += ("version_digest", "version_spans", "missing_chosen", "missing_rejected")
     return pa.schema(
         [(name, pa.int64()) for name in whole]
         + [(name, pa.string()) for name in words]
@@ -96,6 +97,8 @@ def _row(group: Group, comparison: Comparison, margins: Mapping[str, float]) -> 
         "cells": json.dumps([c.role for c in comparison.candidates]),
         "version_oldest": min((b.oldest for b in behaviours), default=None),
         "version_newest": max((b.newest for b in behaviours), default=None),
+        "version_digest": _digest(behaviours),
+        "version_spans": _spans(comparison),
         "prompt_id": prompt.id,
         "prompt_digest": prompt.digest,
         "prompt_text": _text(prompt),
@@ -108,12 +111,27 @@ def _row(group: Group, comparison: Comparison, margins: Mapping[str, float]) -> 
         "rejected": comparison.responses[other.response].text if other else None,
         "score_chosen": _value(winner),
         "score_rejected": _value(loser) if loser else None,
+        "missing_chosen": winner.score.missing if winner.score else None,
+        "missing_rejected": loser.score.missing if loser and loser.score else None,
         "parts_chosen": _parts(winner.score),
         "parts_rejected": _parts(loser.score) if loser else None,
         "margin_text": margins.get("text"),
         "margin_media": margins.get("media"),
         "margins": json.dumps({name: _finite(value) for name, value in margins.items()}),
     }
+
+
+def _digest(behaviours: Sequence[Behaviour]) -> str | None:
+    """Digest of the newest version; several only where generators disagree about what that version is."""
+    newest = max((b.newest for b in behaviours), default=None)
+    found = sorted({b.digest for b in behaviours if b.newest == newest and b.digest})
+    return ",".join(found) or None
+
+
+def _spans(comparison: Comparison) -> str | None:
+    """(version, tokens) of each cell, where some answer was sampled from several versions."""
+    spans = [c.behaviour.versions if c.behaviour is not None else () for c in comparison.candidates]
+    return json.dumps(spans) if any(spans) else None
 
 
 def _shown(comparison: Comparison) -> Preference | None:

@@ -11,7 +11,7 @@ import ray
 
 from actors.heldout import heldout_rows as heldout_rows
 from actors.heldout import verified
-from actors.producer import named
+from actors.remote import named
 from pipelines.data.glyphs import GlyphsSource
 from pipelines.journal import Journal
 

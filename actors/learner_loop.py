@@ -1,30 +1,35 @@
 """The learner's loop under Ray Train. All ranks do the same things in the same order:
 
 pull -> train -> log -> [end of a stage: what it does then] -> publish (every `sync.every` steps, and where a
-stage ends) -> [next stage] -> report -> commit (every `checkpoint.every` and at the end).
+stage ends) -> [next stage] -> report -> commit (every `checkpoint.every`, on a notice that a node will be
+taken away, and at the end).
 """
 
 from __future__ import annotations
 
+import os
+import shutil
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib.metadata import version as installed
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
-import numpy as np
-
-from actors import checkpoints
+from actors import checkpoints, disk
 from actors.comparison_log import write_comparisons, write_media
-from actors.learner import Learner
-from actors.step_log import StepResult
+from actors.mirror import Mirror, Mirroring
 from actors.tickets import BODIES
+from actors.transfer import Arrays, Folders, in_buckets
 from pipelines.admission import admission_of
-from pipelines.recipe import Recipe
 from pipelines.settings import Settings
-from pipelines.types import Canary, Shard, WeightVersion
+from pipelines.types import Canary, Shard, TensorDigest, WeightVersion
+
+if TYPE_CHECKING:  # the order of a rank's work can be tried with a light learner, which starts without torch
+    from actors.learner import Learner
+    from actors.step_log import StepResult
+    from pipelines.recipe import Recipe
 
 PACKAGES = ("torch", "transformers", "deepspeed", "peft", "ray")
 PULL_TIMEOUT_S = 3600.0  # a step waits for its groups; whoever produces them has shorter deadlines of its own
@@ -41,14 +46,21 @@ class Ports(Protocol):
 
     def refer(self, attempt: int, weights: Mapping[str, Any]) -> None: ...
 
-    def publish(self, version: WeightVersion, tensors: Mapping[str, np.ndarray]) -> None: ...
+    def hold(self, attempt: int, number: int, tensors: Arrays) -> None:
+        """A bucket of the version that comes next."""
+        ...
+
+    def publish(self, version: WeightVersion) -> None:
+        """All buckets of it are held."""
+        ...
 
 
 class RayPorts:
-    """Ports that are actors."""
+    """Ports that are actors. `folders`: versions travel by disk."""
 
-    def __init__(self, ledger: Any, publisher: Any, timeout_s: float) -> None:
+    def __init__(self, ledger: Any, publisher: Any, timeout_s: float, folders: Folders | None = None) -> None:
         self._ledger, self._publisher, self._timeout_s = ledger, publisher, timeout_s
+        self._folders = folders
 
     def _get(self, ref: Any, what: str, timeout_s: float | None = None) -> Any:
         import ray
@@ -59,6 +71,13 @@ class RayPorts:
             return ray.get(ref, timeout=deadline)
         except GetTimeoutError:
             raise TimeoutError(f"learner: {what} did not answer within {deadline:.0f} s") from None
+
+    def enlist(self, rank: int) -> None:
+        """Say where this rank runs."""
+        import ray
+
+        node = ray.get_runtime_context().get_node_id()
+        self._get(self._ledger.enlist.remote(rank, node, os.getpid()), "the ledger")
 
     def pull(self, attempt: int, step: int, rank: int, world: int) -> Shard:
         ref = self._ledger.pull.remote(attempt, step, rank, world)
@@ -73,9 +92,17 @@ class RayPorts:
     def refer(self, attempt: int, weights: Mapping[str, Any]) -> None:
         self._get(self._publisher.refer.remote(attempt, weights), "the publisher")
 
-    def publish(self, version: WeightVersion, tensors: Mapping[str, np.ndarray]) -> None:
-        self._get(self._publisher.publish.remote(version, tensors), "the publisher")
-        self._get(self._ledger.published.remote(version.number), "the ledger")
+    def hold(self, attempt: int, number: int, tensors: Arrays) -> None:
+        if self._folders is not None:
+            self._folders.hold(number, tensors)
+        else:
+            self._get(self._publisher.hold.remote(attempt, number, tensors), "the publisher")
+
+    def publish(self, version: WeightVersion) -> None:
+        folder = self._folders.publish(version) if self._folders is not None else None
+        self._get(self._publisher.publish.remote(version, folder=folder), "the publisher")
+        out = self._ledger.published.remote(version.number, version.digest, version.step)
+        self._get(out, "the ledger")
 
 
 def boundaries(settings: Settings, recipe: Recipe) -> frozenset[int]:
@@ -99,10 +126,21 @@ class Loop:
     published_step: int = -1
     committed_step: int = -1
     seconds: dict[str, float] = field(default_factory=dict[str, float])  # since the last report
+    opening: Mapping[str, float] = field(default_factory=dict[str, float])  # enters the first step's metrics
+    held: frozenset[Path] = frozenset()  # checkpoints that others still load from
+    need: int = 0  # bytes of the first checkpoint, roughly
+    # asked by all ranks after each step; a new answer that is not None makes them commit at once
+    notice: Callable[[], Any] = lambda: None
+    _noticed: Any = None
+    _mirroring: Mirroring | None = None
 
     def run(self) -> int:
         """Trains until the ledger says stop; returns the number of steps taken in all."""
         self.committed_step = self.step
+        mirror = self.settings.checkpoint.mirror
+        if mirror is not None and self.learner.rank == 0:
+            place = Mirror(mirror, self.run_dir.name)
+            self._mirroring = Mirroring(place, self.run_dir, self.settings.checkpoint.keep)
         self._publish(admission_of(self.settings, self.learner.recipe).due(self.step + 1))
         while True:
             with self._timed("wait"):
@@ -114,6 +152,8 @@ class Loop:
             self._publish(self.published + 1)
         if self.committed_step != self.step:
             self._commit()
+        if self._mirroring is not None:
+            self._mirroring.finish(self.settings.stop_grace_s)
         return self.step
 
     def _train(self, shard: Shard) -> None:
@@ -132,23 +172,33 @@ class Loop:
                 self.learner.begin_stage(self.learner.stage + 1)
         if self.learner.rank == 0:
             times = {f"seconds/{name}": seconds for name, seconds in self.seconds.items()}
-            self.ports.trained(self.attempt, self.step, result.metrics | times)
-        self.seconds = {}
-        if self.step % self.settings.checkpoint.every == 0:
+            copied = self._mirroring.metrics() if self._mirroring is not None else {}
+            self.ports.trained(self.attempt, self.step, {**result.metrics, **times, **copied, **self.opening})
+        self.seconds, self.opening = {}, {}
+        if self.step % self.settings.checkpoint.every == 0 or self._is_noticed():
             self._commit()
+
+    def _is_noticed(self) -> bool:
+        """Whether there is news of a node that will be taken away."""
+        before, self._noticed = self._noticed, self.notice()
+        return self._noticed is not None and self._noticed != before
 
     def _log(self, shard: Shard, result: StepResult) -> None:
         rank = self.learner.rank
-        write_comparisons(
-            self.run_dir, shard.groups, result.margins, attempt=self.attempt, step=self.step, rank=rank
-        )
-        if rank == 0:
-            write_media(self.run_dir, shard.groups, self.step)
+        with disk.named(self.run_dir, disk.PROBE):
+            write_comparisons(
+                self.run_dir, shard.groups, result.margins, attempt=self.attempt, step=self.step, rank=rank
+            )
+            if rank == 0:
+                write_media(self.run_dir, shard.groups, self.step)
 
     def _publish(self, number: int) -> None:
         """All ranks take part, since sharded weights are gathered; rank 0 sends."""
         canary = self.learner.canary(self.canaries)
-        tensors = self.learner.export()
+        manifest: dict[str, TensorDigest] = {}
+        for bucket in in_buckets(self.learner.stream(), self.settings.sync.bucket_mib * 2**20):
+            manifest |= self.learner.manifest(bucket)
+            self.ports.hold(self.attempt, number, bucket)
         sampled = "reference" in self.learner.recipe.needs  # by generators
         reference = self.learner.reference_weights() if sampled else None
         if self.learner.rank == 0:
@@ -159,35 +209,58 @@ class Loop:
                 number=number,
                 step=self.step,
                 stream="policy",
-                manifest=self.learner.manifest(tensors),
+                manifest=manifest,
                 canary=canary,
                 adapter=self.learner.syncs_adapter,
             )
-            self.ports.publish(version, tensors)
+            self.ports.publish(version)
         self.published, self.published_step = number, self.step
 
     def _commit(self) -> None:
-        """Shards -> barrier -> ledger snapshot -> manifest -> rename; the other ranks wait."""
+        """Shards -> barrier -> ledger snapshot -> manifest -> rename; the other ranks wait.
+
+        Raises `DiskFull`; what was written of the new checkpoint is removed then, and earlier ones stay.
+        """
         began, first = time.perf_counter(), self.learner.rank == 0
-        if first:
-            checkpoints.begin(self.run_dir, self.step)
-        self.learner.barrier()
-        folder = checkpoints.root(self.run_dir) / f".step-{self.step}.partial"
-        self.learner.save(folder)
-        if first:
-            ledger = dict(self.ports.snapshot(self.step))
-            if BODIES in ledger:
-                (folder / BODIES).write_bytes(ledger.pop(BODIES))
-            facts = {
-                "ledger": ledger,
-                "weight_version": self.published,
-                "packages": {name: installed(name) for name in PACKAGES},
-            }
-            checkpoints.commit(self.run_dir, self.step, self.attempt, facts)
-            checkpoints.prune(self.run_dir, self.settings.checkpoint.keep)
+        folder = checkpoints.partial_of(self.run_dir, self.step)
+        try:
+            with disk.named(
+                checkpoints.root(self.run_dir), checkpoints.usual_size(self.run_dir) or self.need
+            ):
+                if first:
+                    checkpoints.begin(self.run_dir, self.step, self.need)
+                self.learner.barrier()
+                self.learner.save(folder)
+                if first:
+                    self._seal(folder)
+        except disk.DiskFull:
+            shutil.rmtree(folder, ignore_errors=True)
+            raise
         self.learner.barrier()
         self.committed_step = self.step
         self.seconds["commit"] = time.perf_counter() - began  # enters the next step's metrics
+
+    def _seal(self, folder: Path) -> None:
+        """Rank 0: what all ranks have written becomes the checkpoint of this step."""
+        ledger = dict(self.ports.snapshot(self.step))
+        if BODIES in ledger:
+            (folder / BODIES).write_bytes(ledger.pop(BODIES))
+        facts = {
+            "ledger": ledger,
+            "weight_version": self.published,
+            "packages": {name: installed(name) for name in PACKAGES},
+            **self._facts(ledger),
+        }
+        committed = checkpoints.commit(self.run_dir, self.step, self.attempt, facts)
+        held = self.held
+        if self._mirroring is not None:
+            held |= self._mirroring.held
+            self._mirroring.offer(committed)
+        checkpoints.prune(self.run_dir, self.settings.checkpoint.keep, held)
+
+    def _facts(self, ledger: Mapping[str, Any]) -> dict[str, Any]:
+        """What a manifest says beyond that; `ledger` is the ledger's snapshot."""
+        return {}
 
     @contextmanager
     def _timed(self, stage: str) -> Iterator[None]:
@@ -201,10 +274,13 @@ class Loop:
 def train_loop(config: dict[str, Any]) -> None:
     """Ray Train's worker function.
 
-    `config`: settings, recipe, model (path of the starting checkpoint), canaries, run_dir, attempt,
-    resumed (path of a verified checkpoint, or None), ledger and publisher (actor handles).
+    `config`: settings, recipe, model (path of the run's model), canaries, run_dir, attempt, resumed
+    (path of a verified checkpoint, or None), ledger and publisher (actor handles).
     """
     from ray import train
+
+    from actors import saving
+    from actors.learner import Learner
 
     context = train.get_context()
     settings: Settings = config["settings"]
@@ -216,17 +292,30 @@ def train_loop(config: dict[str, Any]) -> None:
         rank=context.get_world_rank(),
         world=context.get_world_size(),
     )
-    step = 0
-    if config["resumed"]:
-        step = checkpoints.verify(Path(config["resumed"])).step
-        learner.load(Path(config["resumed"]))
+    resumed = Path(config["resumed"]) if config["resumed"] else None
+    step, opening = 0, dict[str, float]()
+    if resumed is not None:
+        step = checkpoints.verify(resumed).step
+        how = learner.load(resumed)
+        opening = {"resumed/ranks": float(learner.world), "resumed/optimizer": float(how != "weights only")}
+    ports = RayPorts(
+        config["ledger"],
+        config["publisher"],
+        float(settings.learner.collective_timeout_s),
+        Folders(Path(config["run_dir"]) / "weights") if settings.sync.transport == "disk" else None,
+    )
+    ports.enlist(learner.rank)
     loop = Loop(
         learner=learner,
-        ports=RayPorts(config["ledger"], config["publisher"], float(settings.learner.collective_timeout_s)),
+        ports=ports,
         settings=settings,
         run_dir=Path(config["run_dir"]),
         canaries=config["canaries"],
         attempt=config["attempt"],
         step=step,
+        opening=opening,
+        held=frozenset({resumed} if resumed else ()),
+        need=saving.estimate(learner),
+        notice=train.get_preemption_info,
     )
     train.report({"step": loop.run()})

@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 from actors.canaries import make_canaries
-from actors.checkpoints import BadCheckpoint, newest_verified
-from actors.crew import Plan
-from actors.exporting import syncs_adapter
+from actors.checkpoints import BadCheckpoint
+from actors.mirror import Mirror
+from actors.plan import Plan
 from actors.processing import Processing
-from actors.tickets import BODIES
 from pipelines import recipes
 from pipelines.data import DataError, Source, admit, open_source
-from pipelines.journal import read_lines
 from pipelines.settings import Settings, SettingsError, model_path, to_yaml
 from pipelines.types import Canary
 
@@ -28,6 +25,8 @@ def prepare(settings: Settings, run_dir: Path, *, resume: bool) -> Plan:
     recipe = recipes.load(settings.recipe, settings.method)
     base = model_path(settings)
     source = open_source(settings)
+    if settings.checkpoint.mirror is not None:
+        Mirror(settings.checkpoint.mirror, run_dir.name)  # refuses a URL of no known kind
     run_dir.mkdir(parents=True, exist_ok=True)
     inventory = source.inventory()
     listing = None if resume else run_dir / "bad_rows.jsonl"  # a resumed run has listed them already
@@ -41,7 +40,6 @@ def prepare(settings: Settings, run_dir: Path, *, resume: bool) -> Plan:
         source=source,
         inventory=inventory,
         model=base,
-        start=base,
         canaries=canaries,
     )
     return resumed(plan) if resume else plan
@@ -61,27 +59,14 @@ def _canaries(settings: Settings, source: Source, processing: Processing) -> tup
 
 
 def resumed(plan: Plan) -> Plan:
-    """The plan of the next attempt, from the newest checkpoint that verifies."""
+    """The plan of a run's next attempt, from the newest checkpoint that verifies; of a run that ended before
+    its first one, from the start."""
     try:
-        found = newest_verified(plan.run_dir)
+        renewed = plan.renewed()
     except BadCheckpoint as error:
         raise SettingsError(f"--resume: {error}") from error
-    if found is None:
-        raise SettingsError(f"--resume: {plan.run_dir} holds no checkpoint; start the run without --resume")
-    for rejected in found.rejected:
+    if renewed.resumed is None:
+        print(f"plumbline: {plan.run_dir} holds no checkpoint yet; the run begins anew", file=sys.stderr)
+    for rejected in renewed.rejected:
         print(f"plumbline: a newer checkpoint is left aside: {rejected}", file=sys.stderr)
-    # An attempt that died before its first commit has used a number as well.
-    events = read_lines(plan.run_dir / "events.jsonl")
-    earlier = [event["attempt"] for event in events if event["event"] == "resumed"]
-    # A full checkpoint is what the generators start from; an adapter is published onto the unchanged base.
-    start = plan.model if syncs_adapter(plan.settings.learner, plan.recipe) else found.path
-    bodies = found.path / BODIES
-    ledger = dict(found.manifest["ledger"]) | ({BODIES: bodies.read_bytes()} if bodies.exists() else {})
-    return replace(
-        plan,
-        start=start,
-        resumed=found.path,
-        attempt=1 + max([found.manifest["attempt"], *earlier]),
-        step=found.step,
-        ledger=ledger,
-    )
+    return renewed

@@ -4,111 +4,104 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from collections import Counter
+from collections.abc import Mapping
+from typing import Any, Protocol
 
-from ray.actor import ActorHandle
-from ray.exceptions import (
-    GetTimeoutError,
-    ObjectLostError,
-    OutOfMemoryError,
-    OwnerDiedError,
-    RayActorError,
-    RayError,
-    RayTaskError,
-    WorkerCrashedError,
-)
-
+from actors.partners import Partners
+from actors.remote import reach
 from pipelines.loop import Parcel, RoleFailed
+from pipelines.scaling import Role
 from pipelines.types import Fault, Lease, Receipt
 
-# To a type checker a `Remote` stands in for every protocol; at run time Python 3.11 cannot derive from Any.
-if TYPE_CHECKING:
-    Anything = Any
-else:
-    Anything = object
-
-SHUN_S = 2.0  # a scorer that just died is least busy; without this it would draw every lease
-
-# The first match counts: OwnerDiedError is an ObjectLostError. All of these may go well the next time.
-REASONS: tuple[tuple[type[Exception], str], ...] = (
-    (RayActorError, "{role}_died"),
-    (WorkerCrashedError, "{role}_died"),
-    (OutOfMemoryError, "{role}_out_of_memory"),
-    (OwnerDiedError, "owner_died"),
-    (ObjectLostError, "object_lost"),
-    (GetTimeoutError, "timeout"),
-    (TimeoutError, "timeout"),
-    (RayError, "ray_error"),
-)
+SHUN_S = 2.0  # a scorer that just failed is least busy; without this it would draw every lease
+LOOK_S = 0.05  # how often it looks for a scorer while there is none
 
 
-def named(error: BaseException, role: str) -> RoleFailed:
-    """What went wrong in the remote `role`, by its cause rather than by how Ray wraps it."""
-    if isinstance(error, RayTaskError):
-        return RoleFailed.of(error.cause, role)
-    for kind, reason in REASONS:
-        if isinstance(error, kind):
-            detail = " ".join(str(error).split())[:500] or type(error).__name__
-            return RoleFailed(reason.format(role=role), role, detail)
-    return RoleFailed.of(error, role)
+class Roster(Protocol):
+    """Who works at the moment: the fleet."""
 
+    def generator(self, index: int) -> Any:
+        """Raises RoleFailed when it is gone."""
+        ...
 
-class Remote(Anything):
-    """An actor handle that is called like the object itself: `await Remote(handle).pull(...)`.
+    def serving(self, role: Role) -> Mapping[int, Any]: ...
 
-    Every call has the deadline `timeout_s` and raises RoleFailed.
-    """
+    def lost(self, role: Role, index: int, why: str) -> None:
+        """Somebody saw this one die."""
+        ...
 
-    def __init__(self, handle: Any, role: str = "actor", timeout_s: float = 600.0) -> None:
-        self._handle, self._role, self._timeout_s = handle, role, timeout_s
-
-    def __getattr__(self, name: str) -> Any:
-        if name.startswith("_"):  # not a remote method: pickle and copy ask for some
-            raise AttributeError(name)
-
-        async def call(*args: Any, **kwargs: Any) -> Any:
-            try:
-                submitted = getattr(self._handle, name).remote(*args, **kwargs)
-                return await asyncio.wait_for(submitted, self._timeout_s)
-            except Exception as error:
-                if type(error) is TimeoutError:  # of this wait; the object's own comes as a RayTaskError
-                    detail = f"`{name}` took over {self._timeout_s:g} s"
-                    raise RoleFailed("timeout", self._role, detail) from error
-                raise named(error, self._role) from error
-
-        return call
-
-
-def reach(target: Any, role: str, timeout_s: float) -> Any:
-    """A handle as a `Remote`; an object of this process as it is."""
-    return Remote(target, role, timeout_s) if isinstance(target, ActorHandle) else target
+    def amended(self, fault: Fault, generator: int) -> Fault:
+        """The fault of a lease, seen with what is known of why its generator went."""
+        ...
 
 
 class RayProducer:
-    """Spreads leases over scorer actors.
+    """Spreads leases over the scorers that serve, and tells each with whom it works.
 
-    Args:
-        scorers: handles of `Scorer` actors.
-        timeout_s: deadline of one lease; it covers waiting at the generator's gate during a weight sync.
+    `timeout_s`: deadline of one lease; it covers waiting at the generator's gate during a weight sync.
     """
 
-    def __init__(self, scorers: Sequence[Any], timeout_s: float) -> None:
-        self._scorers = [Remote(scorer, "scorer", timeout_s) for scorer in scorers]
-        self._load = [0] * len(self._scorers)
-        self._shunned = [0.0] * len(self._scorers)  # until when, by the monotonic clock
+    def __init__(self, roster: Roster, ledger: Any, timeout_s: float) -> None:
+        self._roster, self._ledger, self._timeout_s = roster, ledger, timeout_s
+        self._load: Counter[int] = Counter()
+        self._shunned: dict[int, float] = {}  # scorer -> until when, by the monotonic clock
 
     async def produce(self, lease: Lease, parcel: Parcel) -> Receipt | Fault:
-        index = self._choose()
+        try:
+            perturbers = await serving(self._roster, "perturber", self._timeout_s)
+            index, scorer = await self._choose()
+            partners = Partners(
+                generator=self._roster.generator(lease.generator),
+                perturbers=tuple(perturbers.values()),
+                ledger=self._ledger,
+            )
+            outcome = await self._ask(index, scorer, lease, parcel, partners)
+        except RoleFailed as error:
+            outcome = error.fault(lease.group)
+        if not isinstance(outcome, Fault):
+            return outcome
+        fault = self._roster.amended(outcome, lease.generator)
+        if fault.reason == "generator_died":
+            self._roster.lost("generator", lease.generator, fault.detail)
+        elif fault.reason == "perturber_died":
+            for member in _dead(self._roster.serving("perturber"), fault.detail):
+                self._roster.lost("perturber", member, fault.detail)
+        return fault
+
+    async def _ask(
+        self, index: int, scorer: Any, lease: Lease, parcel: Parcel, partners: Partners
+    ) -> Receipt | Fault:
         self._load[index] += 1
         try:
-            return await self._scorers[index].produce(lease, parcel)
+            return await reach(scorer, "scorer", self._timeout_s).produce(lease, parcel, partners)
         except RoleFailed as error:
             self._shunned[index] = time.monotonic() + SHUN_S
-            return error.fault(lease.group)
+            if error.reason == "scorer_died":
+                self._roster.lost("scorer", index, error.detail)
+            raise
         finally:
             self._load[index] -= 1
 
-    def _choose(self) -> int:
+    async def _choose(self) -> tuple[int, Any]:
+        """The scorer with the fewest leases."""
+        scorers = await serving(self._roster, "scorer", self._timeout_s)
         now = time.monotonic()
-        return min(range(len(self._scorers)), key=lambda i: (self._shunned[i] > now, self._load[i], i))
+        best = min(scorers, key=lambda i: (self._shunned.get(i, 0.0) > now, self._load[i], i))
+        return best, scorers[best]
+
+
+async def serving(roster: Roster, role: Role, timeout_s: float) -> Mapping[int, Any]:
+    """Who serves; waits while there is nobody. Raises RoleFailed at the deadline."""
+    until = time.monotonic() + timeout_s
+    while not (members := roster.serving(role)):
+        if time.monotonic() > until:
+            raise RoleFailed(f"no_{role}", role, f"none served for {timeout_s:g} s")
+        await asyncio.sleep(LOOK_S)
+    return members
+
+
+def _dead(members: Mapping[int, Any], detail: str) -> list[int]:
+    """Those that Ray's account of a death names: a scorer saw it, which does not know their numbers."""
+    named_ones = {index: getattr(handle, "_actor_id", None) for index, handle in members.items()}
+    return [index for index, known in named_ones.items() if known is not None and known.hex() in detail]

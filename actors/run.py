@@ -1,65 +1,56 @@
-"""One run, from settings to a finished folder: builds everything that needs Ray and drives the loop.
+"""One run, from settings to a finished folder: builds everything that needs Ray.
 
-generators start   learner starts          (in parallel)
-        \\            |  publishes version 0
-         adopt and prove version 0
-                     |
-         held-out evaluation "before"
-                     |
-         survey, where the recipe's order asks for one
-                     |
-         drive: rollouts and training overlap within the weight lag
-                     |
-         adopt and prove the last version; held-out evaluation "after"
+the fleet starts          the first attempt starts its learner, which publishes version 0
+        \\                       |
+         proves version 0 -------+
+                                 |
+              attempts, until one reaches the end (`actors.attempts`)
+                                 |
+              the fleet ends; the auditor recounts; summary and report
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import json
 import os
 import signal
 import sys
 import tempfile
-import threading
 import time
 import traceback
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager, suppress
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
-from ray.train import WorkerGroupError
-
+from actors import deterministic, disk
+from actors.attempts import Attempts, Desk
 from actors.checkpoints import newest_verified
-from actors.crew import Crew, Plan, build, generator, trainer
+from actors.crew import RayMakers, begin, generator, needs
 from actors.evaluator import evaluate, heldout_rows
 from actors.fleet import Fleet
 from actors.placement import ray_session
+from actors.plan import Plan
 from actors.preparation import prepare
-from actors.producer import RayProducer, Remote, named
+from actors.remote import Remote
 from pipelines import checkpoint
-from pipelines.admission import admission_of
+from pipelines.audit import audit
 from pipelines.evaluation import heldout
-from pipelines.journal import Journal
-from pipelines.loop import Limits, RunFailed, drive
-from pipelines.report import recount, render
+from pipelines.journal import Journal, read_lines
+from pipelines.loop import RoleFailed, RunFailed
+from pipelines.monitors import Monitors
+from pipelines.ownership import owned
+from pipelines.planning.rates import finished
+from pipelines.report import render
+from pipelines.report.news import Announced
 from pipelines.report.progress import Progress
-from pipelines.schedules import Order
+from pipelines.scaling import Signals, Sizes
 from pipelines.settings import Settings
 from pipelines.summary import summarise, write_summary
 
-T = TypeVar("T")
-SURVEY_AT_ONCE = 64  # prompts surveyed at one time
-
-
-class Interrupted(Exception):
-    """A signal asked the run to end; what was trained is saved."""
-
-    def __init__(self, signum: int) -> None:
-        super().__init__(signal.Signals(signum).name)
-        self.signum = signum
+LAST_S = 15.0  # that something which was cancelled gets to end
+EVALUATIONS = 3  # tries; a generator that dies meanwhile is replaced
 
 
 def align(
@@ -74,9 +65,28 @@ def align(
         SettingsError, DataError: before anything starts, for what cannot run.
         RuntimeError: the run failed; the message names the role and the cause, the summary is written.
     """
-    plan = prepare(settings, run_dir, resume=resume)
-    with ray_session(settings):
-        return asyncio.run(Run(plan, progress or Progress(settings.learner.steps)).execute())
+    with owned(run_dir), disk.named(run_dir, disk.PROBE):
+        plan = prepare(settings, run_dir, resume=resume)
+        if settings.deterministic:
+            return deterministic.align(plan, progress or Progress(settings.learner.steps))
+        with ray_session(settings):
+            return asyncio.run(_execute(plan, progress or Progress(settings.learner.steps)))
+
+
+async def _ended(task: asyncio.Future[Any], patience_s: float) -> None:
+    """Cancel a task and wait for its end. Once more after `patience_s`: the `asyncio.wait_for` of Python 3.11
+    swallows a cancellation that comes with its result."""
+    for wait_s in (patience_s, LAST_S):
+        task.cancel()
+        await asyncio.wait({task}, timeout=wait_s)
+        if task.done():
+            break
+    if task.done() and not task.cancelled():
+        task.exception()  # it was told before, or comes too late to matter
+
+
+async def _execute(plan: Plan, progress: Progress) -> dict[str, Any]:
+    return await Run(plan, progress).execute()
 
 
 def evaluate_checkpoint(settings: Settings, target: Path) -> dict[str, Any]:
@@ -107,85 +117,72 @@ async def start(generators: Sequence[Any], plan: Plan) -> None:
     await asyncio.gather(*(one.start(plan.canaries) for one in named_ones))
 
 
-def learner_failure(ended: asyncio.Future[Any]) -> None:
-    """Raise what a learner rank failed on, by its cause rather than by how Ray Train wraps it."""
-    error = ended.exception() if not ended.cancelled() else None
-    if isinstance(error, WorkerGroupError):
-        rank, cause = next(iter(error.worker_failures.items()))
-        raise RunFailed(f"the learner failed on rank {rank}: {named(cause, 'learner')}") from error
-
-
-def in_thread(work: Callable[[], T]) -> asyncio.Future[T]:
-    """Run `work` in a thread that does not keep the process alive, unlike those of asyncio's pool."""
-    loop = asyncio.get_running_loop()
-    future: asyncio.Future[T] = loop.create_future()
-
-    def settle(setter: Callable[[Any], None], value: Any) -> None:
-        if not future.done():
-            setter(value)
-
-    def run() -> None:
-        try:
-            result = work()
-        except BaseException as error:
-            reported, outcome = future.set_exception, error
-        else:
-            reported, outcome = future.set_result, result
-        with contextlib.suppress(RuntimeError):  # the loop is gone: nobody waits any more
-            loop.call_soon_threadsafe(settle, reported, outcome)
-
-    threading.Thread(target=run, name="ray-train", daemon=True).start()
-    return future
-
-
 class Run:
-    """One attempt of a run."""
+    """One run: its fleet, its attempts, its journals, and what it leaves behind."""
 
     def __init__(self, plan: Plan, progress: Progress) -> None:
         self.plan = plan
         self.settings = plan.settings
-        self.admission = admission_of(plan.settings, plan.recipe)
         self.progress = progress
         self.stop = asyncio.Event()
         self.signum: int | None = None
-        self.events = Journal(plan.run_dir / "events.jsonl")
+        self.events = Announced(plan.run_dir / "events.jsonl", progress.say)
         self.metrics = Journal(plan.run_dir / "metrics.jsonl")
+        self.monitors = Monitors(plan.settings.monitors)
+        self.alarmed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.seconds: dict[str, float] = {}
-        self.fit: asyncio.Future[Any] | None = None  # the learner, under Ray Train
-        self.guards: list[asyncio.Future[Any]] = []  # they only end by failing, or when the run is over
-        self.seen = plan.step  # newest learner step in metrics.jsonl
-        self.noted = -1  # newest of the ledger's events in events.jsonl
-        self.crew: Crew
-        self.fleet: Fleet
+        self.doing = "start"
+        self.alarms: list[dict[str, Any]] = []
+        self.fleet = self._fleet()
+        desk = Desk(
+            begin=begin,
+            fleet=self.fleet,
+            events=self.events,
+            note=self._note,
+            stop=self.stop,
+            stage=self._stage,
+            evaluate=self._evaluate,
+        )
+        self.attempts = Attempts(plan, desk)
 
     async def execute(self) -> dict[str, Any]:
         started = time.monotonic()
         self._watch_signals()
-        if self.plan.attempt > 1:
-            self.events.write("resumed", attempt=self.plan.attempt, step=self.plan.step)
+        for line in read_lines(self.plan.run_dir / "metrics.jsonl"):
+            self.monitors.see(line)  # a resumed run goes on from what was seen
         failure: BaseException | None = None
-        self.crew = build(self.plan)
         try:
-            await self._stages()
-        except Interrupted:
-            pass  # the summary says so
+            await self._train()
         except BaseException as error:
             failure = error
-        counts = await self._settle()
+            with suppress(OSError):  # of a full disk, which may be the failure
+                (self.plan.run_dir / "failure.txt").write_text("".join(traceback.format_exception(error)))
+        try:
+            summary = self._leave(failure, time.monotonic() - started)
+        except Exception as error:
+            if failure is None:
+                raise
+            failure.add_note(f"and the summary could not be written: {type(error).__name__}: {error}")
+        if failure is not None:
+            raise failure
+        return summary
+
+    def _leave(self, failure: BaseException | None, wall_seconds: float) -> dict[str, Any]:
+        """Close the journals, recount, and write what people read."""
+        self.events.write("stage_seconds", seconds=self.seconds)
+        self.events.close()
+        self.metrics.close()
         self.progress.close()
         summary = summarise(
             self.plan.run_dir,
             status=self._status(failure),
             seed=self.settings.seed,
-            comparisons=counts,
-            wall_seconds=time.monotonic() - started,
+            comparisons=self.attempts.counts,
+            wall_seconds=wall_seconds,
         )
-        summary["recount"] = recount(self.plan.run_dir)
+        summary["audit"] = audit(self.plan.run_dir).to_json()
         write_summary(self.plan.run_dir, summary)
         render(self.plan.run_dir)
-        if failure is not None:
-            (self.plan.run_dir / "failure.txt").write_text("".join(traceback.format_exception(failure)))
-            raise failure
         return summary
 
     def _status(self, failure: BaseException | None) -> str:
@@ -193,168 +190,117 @@ class Run:
             return f"failed: {type(failure).__name__}: {failure}"
         return f"interrupted: {signal.Signals(self.signum).name}" if self.signum is not None else "finished"
 
-    async def _settle(self) -> dict[str, Any]:
-        """Let the learner save and end, give back what was not trained, and close the journals."""
-        ledger = self.crew.ledger
+    async def _train(self) -> None:
+        """The attempts, beside a fleet that may fail and monitors that may object."""
+        work = asyncio.create_task(self.attempts.run())
+        beside: list[asyncio.Future[Any]] = [
+            asyncio.create_task(self._serve()),
+            self.alarmed,
+        ]
         try:
-            if self.fit is not None and not self.fit.done():
-                await asyncio.wait_for(ledger.stop.remote(), 5)
-                await asyncio.wait({self.fit}, timeout=self.settings.stop_grace_s)
-            await asyncio.wait_for(ledger.release.remote(), 10)
-            await self._record_new_steps()
-            return await asyncio.wait_for(ledger.counts.remote(), 10)
-        except Exception as error:  # a summary without counts is better than none
-            return {"unknown": f"the ledger did not answer: {type(error).__name__}"}
+            done, _ = await asyncio.wait({work, *beside}, return_when=asyncio.FIRST_COMPLETED)
+            for ended in done - {work}:
+                ended.result()  # these end only by failing
+            work.result()
         finally:
-            for guard in self.guards:
-                guard.cancel()
-            self.events.write("stage_seconds", seconds=self.seconds)
-            self.events.close()
-            self.metrics.close()
+            await _ended(work, self.settings.stop_grace_s + LAST_S)  # the attempt first: its learner saves
+            for task in beside:
+                await _ended(task, LAST_S)
+            self.doing = "over"
+            await self.fleet.stop()
 
-    # -- stages ---------------------------------------------------------------------------------------------
-
-    async def _stages(self) -> None:
-        plan, crew = self.plan, self.crew
-        if plan.ledger:
-            await crew.ledger.restore.remote(plan.ledger)
-        patience = 3 * self.settings.rollout.engine.timeout_s  # draining, loading and proving have one each
-        self.fleet = Fleet(crew.generators, crew.publisher, self.events, patience)
-        self.fit = in_thread(trainer(plan, crew).fit)
-        self.guards = [self.fit, asyncio.create_task(self._record_steps())]
-        async with self._stage("start"):
-            await self._guarded(start(crew.generators, plan))
-            self.guards.append(asyncio.create_task(self.fleet.follow()))
-            first = self.admission.due(plan.step + 1)
-            deadline = self.settings.learner.start_timeout_s
-            await self._guarded(self.fleet.reached(first, deadline))
-        await self._evaluate("before")
-        for stage in range(self.admission.stage_at(plan.step + 1), len(plan.recipe.stages)):
-            if self.stop.is_set():
-                break
-            await self._order_prompts(stage)
-            async with self._stage("align"):
-                await self._align(stage)
-        async with self._stage("align"):
-            self.guards.remove(self.fit)
-            await self._guarded(self.fit, stoppable=False)
-            await self._record_new_steps()
-        if self.stop.is_set():
-            return
-        async with self._stage("final sync"):
-            newest = await crew.publisher.newest.remote()
-            await self._guarded(self.fleet.reached(newest, patience))
-        await self._evaluate("after")
-
-    async def _align(self, stage: int) -> None:
-        ledger = Remote(self.crew.ledger, "ledger")
-        work = drive(
-            Remote(self.crew.prompts, "data"),
-            RayProducer(self.crew.scorers, timeout_s=4 * self.settings.rollout.engine.timeout_s),
-            ledger,
-            self.fleet,
-            self.admission,
-            self.stop,
-            Limits(drain_s=self.settings.stop_grace_s / 2),
-            stage,
+    def _fleet(self) -> Fleet:
+        rollout, engine = self.settings.rollout, self.settings.rollout.engine
+        return Fleet(
+            RayMakers(self.plan),
+            Sizes.of(rollout),
+            self.events,
+            canaries=self.plan.canaries,
+            health_timeout_s=rollout.health_timeout_s,
+            progress_timeout_s=rollout.progress_timeout_s,
+            start_timeout_s=3 * engine.start_timeout_s,  # loading, compiling, first samples
+            adopt_timeout_s=3 * engine.timeout_s,  # draining, loading and proving have one each
+            folder=self.plan.run_dir,
+            signals=self._signals,
+            facts=self._facts,
+            needs=needs(self.settings),
         )
-        await self._guarded(work, stoppable=False)
 
-    async def _evaluate(self, when: str) -> None:
-        counts = self.settings.evaluation
-        path = self.plan.run_dir / "evaluation" / f"{when}.jsonl"
-        done = when == "before" and self.plan.attempt > 1 and path.exists()
-        if self.settings.data.source != "glyphs" or not (counts.scenes or counts.questions) or done:
-            return
-        async with self._stage(f"evaluate {when}"):
-            rows = list(heldout_rows(counts.scenes, counts.questions))
-            rollout = self.settings.rollout
-            deadline = 4 * rollout.engine.timeout_s
-            await self._guarded(evaluate(self.crew.generators, rows, path, rollout.max_tokens, deadline))
+    def _signals(self) -> Signals:
+        attempt = self.attempts.now
+        return attempt.signals if attempt else Signals(learner_waits=0.0, held_back=0.0)
 
-    async def _order_prompts(self, stage: int) -> None:
-        """Go on where the ledger is, with the stage's prompts in the order of the recipe.
+    async def _serve(self) -> None:
+        await self.fleet.start()
+        await self.fleet.supervise()
 
-        Orders are kept in `order.json`: a resumed run would survey by newer weights and find another one.
-        """
-        order, file = self.plan.recipe.stages[stage].order, self.plan.run_dir / "order.json"
-        state = await self._guarded(self.crew.ledger.state.remote())
-        if order.key is not None and state.phase == "running":
-            known: dict[str, Any] = json.loads(file.read_text()) if file.exists() else {}
-            if str(stage) not in known:
-                await self._guarded(self.crew.prompts.seek.remote(state.cursor))
-                known[str(stage)] = {"start": state.cursor, "order": order(await self._survey(stage, order))}
-                file.write_text(json.dumps(known))
-            block = known[str(stage)]
-            await self._guarded(self.crew.prompts.reorder.remote(block["order"], block["start"]))
-        await self._guarded(self.crew.prompts.seek.remote(state.cursor))
+    # -- what the attempts ask for --------------------------------------------------------------------------
 
-    async def _survey(self, stage: int, order: Order) -> list[float]:
-        """Difficulty of as many prompts as the stage trains on."""
-        crew, admission = self.crew, self.admission
-        steps = admission.stages[stage].last - admission.first(stage) + 1
-        lanes = asyncio.Semaphore(SURVEY_AT_ONCE)
-
-        async def one(index: int, parcel: Any) -> float:
-            async with lanes:
-                scorer = crew.scorers[index % len(crew.scorers)]
-                place = index % len(crew.generators)
-                return await scorer.survey.remote(parcel, order, self.settings.seed + index, place)
-
-        async with self._stage("survey"):
-            prompts = await self._guarded(crew.prompts.next.remote(steps * admission.groups_per_step))
-            surveyed = asyncio.gather(*(one(i, item[3]) for i, item in enumerate(prompts)))
-            difficulty = await self._guarded(surveyed)
-        rounded = [round(value, 4) for value in difficulty]
-        self.events.write("survey", stage=stage, key=order.key, difficulty=rounded)
-        return difficulty
-
-    # -- helpers --------------------------------------------------------------------------------------------
+    def _note(self, record: dict[str, Any]) -> None:
+        """A step was trained."""
+        self.metrics.append(record)
+        self.progress.step(record)
+        for alarm in self.monitors.see(record):
+            self.alarms.append(asdict(alarm))
+            self.events.write("alarm", **asdict(alarm))
+            if self.settings.monitors.action == "stop" and not self.alarmed.done():
+                self.alarmed.set_exception(RunFailed(alarm.text))
 
     @asynccontextmanager
     async def _stage(self, name: str) -> AsyncIterator[None]:
-        began = time.monotonic()
+        began, self.doing = time.monotonic(), name
         self.progress.stage(name)
+        self._busy(name)
         try:
             yield
         finally:
+            self._busy(name)
             self.seconds[name] = round(self.seconds.get(name, 0.0) + time.monotonic() - began, 2)
 
-    async def _guarded(self, work: Awaitable[T], *, stoppable: bool = True) -> T:
-        """Await `work`; raise at once what a background task raises, or `Interrupted` on a signal."""
-        task = asyncio.ensure_future(work)
-        stopping = asyncio.create_task(self.stop.wait())
-        watched = {task, *self.guards, *([stopping] if stoppable else [])}
-        try:
-            while not task.done():
-                done, _ = await asyncio.wait(watched, return_when=asyncio.FIRST_COMPLETED)
-                if stopping in done and self.signum is not None and not task.done():
-                    raise Interrupted(self.signum)
-                for guard in done & set(self.guards):
-                    learner_failure(guard)
-                    guard.result()  # raises the failure
-                    watched.discard(guard)  # the learner may end before the loop has noticed
-            learner_failure(task)
-            return task.result()
-        finally:
-            stopping.cancel()
-            if not task.done() and task is not self.fit:
-                task.cancel()
+    def _busy(self, stage: str) -> None:
+        """Note what generators and scorers have done so far: `plumbline plan` reads it."""
+        attempt = self.attempts.now
+        if stage == "align" and attempt is not None:
+            roles = {"generators": self.fleet.loads("generator"), "scorers": self.fleet.loads("scorer")}
+            self.events.write("busy", **roles, finished=finished(attempt.report))
 
-    async def _record_steps(self) -> None:
-        while True:
-            await self._record_new_steps()
-            await asyncio.sleep(0.25)
+    async def _evaluate(self, when: str) -> None:
+        """Held-out measures of the embedded world; "before" only once per run."""
+        counts, rollout = self.settings.evaluation, self.settings.rollout
+        path = self.plan.run_dir / "evaluation" / f"{when}.jsonl"
+        again = when == "before" and self.attempts.plan.attempt > 1 and path.exists()
+        if self.settings.data.source != "glyphs" or not (counts.scenes or counts.questions) or again:
+            return
+        rows = list(heldout_rows(counts.scenes, counts.questions))
+        async with self._stage(f"evaluate {when}"):
+            for tried in range(1, EVALUATIONS + 1):
+                newest = max(self.fleet.versions().values(), default=0)
+                await self.fleet.reached(newest, 6.0 * rollout.engine.start_timeout_s)  # one may be replaced
+                generators = list(self.fleet.serving("generator").values())
+                try:
+                    await evaluate(generators, rows, path, rollout.max_tokens, 4 * rollout.engine.timeout_s)
+                    return
+                except RoleFailed as error:
+                    if tried == EVALUATIONS or not error.retry:
+                        raise
+                    self.events.write("evaluation_failed", when=when, cause=str(error))
 
-    async def _record_new_steps(self) -> None:
-        for event in await self.crew.ledger.events.remote(self.noted):
-            self.noted = event["number"]
-            self.events.append(event)
-        for record in await self.crew.ledger.progress.remote(self.seen):
-            if record["step"] > self.seen:
-                self.seen = record["step"]
-                self.metrics.append(record)
-                self.progress.step(record)
+    # -- what people see ------------------------------------------------------------------------------------
+
+    def _facts(self) -> dict[str, Any]:
+        """What `plumbline status` shows beside the fleet."""
+        attempt = self.attempts.now
+        return {
+            "name": self.settings.name,
+            "phase": "stopping" if self.stop.is_set() and self.doing != "over" else self.doing,
+            "attempt": self.attempts.plan.attempt,
+            "step": attempt.step if attempt else self.plan.step,
+            "steps": self.settings.learner.steps,
+            "ranks": attempt.ranks if attempt else 0,
+            "leases": dict(attempt.report) if attempt else {},
+            "newest": attempt.published if attempt else -1,
+            "alarms": self.alarms,
+        }
 
     def _watch_signals(self) -> None:
         def received(signum: int) -> None:

@@ -1,21 +1,23 @@
 """A scorer: runs the group program of one lease and delivers the group to the ledger.
 
 It materialises the prompt, asks a generator for answers, judges them, lets the recipe choose and damage, and
-builds the comparisons. A plain class: its partners are handles of actors or objects of this process.
+builds the comparisons. A plain class. Each lease says with whom it is carried out (`actors.partners`).
 """
 
 from __future__ import annotations
 
 import asyncio
 import inspect
+import os
 import time
 from collections import defaultdict, deque
-from collections.abc import Awaitable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import replace
 from typing import Any, TypeVar
 
 from actors.group_facts import facts_of
-from actors.producer import named, reach
+from actors.partners import Partners
+from actors.remote import named
 from pipelines.data.base import BadRow, Source
 from pipelines.decoding import AGELESS, Decoder
 from pipelines.editors import Editor, load_editor
@@ -24,7 +26,7 @@ from pipelines.perturbations.base import DamageRequest
 from pipelines.recipe import Recipe
 from pipelines.rewards import load_reward
 from pipelines.rewards.base import AnyReward, judge_group
-from pipelines.rollout import Draft, Drop, Probe, derived_seed
+from pipelines.rollout import Draft, Drop, Probe
 from pipelines.schedules import Order
 from pipelines.settings import Settings
 from pipelines.surveys import difficulty_of
@@ -44,15 +46,15 @@ from pipelines.types import (
 )
 
 T = TypeVar("T")
-SURVEY_TRIES = 3
 LATELY = 64  # answers of other prompts that `foreign` chooses from
 
 
 class Pool:
-    """Perturbers; each call goes to the one with the fewest calls under way."""
+    """Perturbers of one group; each call goes to the one with the fewest of its calls under way."""
 
-    def __init__(self, perturbers: Sequence[Any]) -> None:
-        self._perturbers = list(perturbers)
+    def __init__(self, perturbers: Sequence[Any], first: int = 0) -> None:
+        turn = first % len(perturbers) if perturbers else 0  # groups begin with different ones
+        self._perturbers = [*perturbers[turn:], *perturbers[:turn]]
         self._load = [0] * len(self._perturbers)
 
     async def damage(self, media: Media, request: DamageRequest) -> Media:
@@ -69,7 +71,8 @@ class Pool:
 class GroupTools:
     """The tools of one group's program; keeps what it saw for the group's facts.
 
-    `step`: the learner step that the group is for; `lately`: answers to earlier prompts, newest last.
+    `step`: the learner step that the group is for; `lately`: answers to earlier prompts, newest last;
+    `moved`: called whenever a tool has ended.
     """
 
     def __init__(
@@ -80,11 +83,13 @@ class GroupTools:
         editor: Editor,
         step: int = 1,
         lately: Sequence[Rollout] = (),
+        moved: Callable[[], None] = lambda: None,
     ) -> None:
         self._generator, self._pool, self._reward, self._editor = generator, pool, reward, editor
-        self._step, self._lately = step, lately
+        self._step, self._lately, self._moved = step, lately, moved
         self.rollouts: list[Rollout] = []
         self.scores: list[Score] = []
+        self.lengths: list[int] = []  # tokens of the scored answers
         self.damaged: list[Media] = []
         self.seconds: dict[str, float] = defaultdict(float)
 
@@ -113,6 +118,7 @@ class GroupTools:
         verdicts = judge_group(self._reward, rollouts, media, self._step)
         scores = await self._timed("score", "scorer", verdicts)
         self.scores.extend(scores)
+        self.lengths.extend(len(rollout.response.tokens) for rollout in rollouts)
         return scores
 
     async def damage(self, media: Media, request: DamageRequest) -> Media:
@@ -141,15 +147,13 @@ class GroupTools:
             raise RoleFailed.of(error, role) from error
         finally:
             self.seconds[stage] += time.perf_counter() - began
+            self._moved()
 
 
 class Scorer:
     """One scorer, for any number of leases at a time.
 
-    Args:
-        generators: in the order of `Lease.generator`.
-        ledger: where groups are delivered.
-        reward, editor: in place of those that the settings name.
+    `reward`, `editor`: in place of those that the settings name.
     """
 
     def __init__(
@@ -157,62 +161,82 @@ class Scorer:
         recipe: Recipe,
         settings: Settings,
         source: Source,
-        generators: Sequence[Any],
-        perturbers: Sequence[Any],
-        ledger: Any,
         reward: AnyReward | None = None,
         editor: Editor | None = None,
     ) -> None:
-        timeout_s = settings.rollout.engine.timeout_s
         self._recipe, self._source = recipe, source
-        # A request may wait at the gate while a sync, which has the same deadline, is under way.
-        self._generators = [reach(generator, "generator", 3 * timeout_s) for generator in generators]
-        self._pool = Pool([reach(perturber, "perturber", timeout_s) for perturber in perturbers])
-        self._ledger = reach(ledger, "ledger", timeout_s)
+        self._timeout_s = settings.rollout.engine.timeout_s
+        self._mixed = settings.sync.in_flight == "keep"
         self._reward = reward or load_reward(settings)
         self._editor = editor or load_editor(settings)
         self._lately: deque[Rollout] = deque(maxlen=LATELY)
+        self._leases = self._moves = 0  # under way; calls of tools that have ended
 
-    async def produce(self, lease: Lease, parcel: Parcel) -> Receipt | Fault:
+    async def produce(self, lease: Lease, parcel: Parcel, partners: Partners) -> Receipt | Fault:
         """Carry out a lease up to the ledger's receipt. Never raises: what fails is named in a `Fault`."""
+        self._leases += 1
         try:
-            group, cause = await self._group(lease, parcel)
-            return await self._ledger.accept(group, cause)
+            reached = partners.within(self._timeout_s)
+            group, cause = await self._group(lease, parcel, reached)
+            return await reached.ledger.accept(group, cause)
         except Exception as error:
             role = "data" if isinstance(error, BadRow) else "scorer"
             return named(error, role).fault(lease.group)
+        finally:
+            self._leases -= 1
 
-    async def survey(self, parcel: Parcel, order: Order, seed: int, generator: int) -> float:
-        """Difficulty of a prompt by the order's key. Tries other generators on failure.
+    async def health(self) -> dict[str, Any]:
+        """Answers at any time, unless a reward blocks the whole process."""
+        return {
+            "pid": os.getpid(),
+            "alive": True,
+            "in_flight": self._leases,
+            "progress": self._moves,
+            "load": {"cpu_s": time.process_time()},
+        }
+
+    def _move(self) -> None:
+        self._moves += 1
+
+    async def survey(self, parcel: Parcel, order: Order, seed: int, partners: Partners) -> float:
+        """Difficulty of a prompt by the order's key. Whoever asks tries another generator on failure.
 
         Raises:
             RoleFailed: it could not be found.
         """
         prompt, media = await self._prompt(parcel)
-        failures: list[str] = []
-        for attempt in range(SURVEY_TRIES):
-            chosen = self._generators[(generator + attempt) % len(self._generators)]
-            tools = self._tools(chosen, Lease(group=prompt.id, fence=0, cursor=0, seed=seed, generator=0))
-            try:
-                return await difficulty_of(order, prompt, media, tools, derived_seed(seed, attempt))
-            except Exception as error:
-                failures.append(str(RoleFailed.of(error, "generator")))
-        raise RoleFailed("survey_failed", "generator", f"prompt {prompt.id!r}: {' | '.join(failures)}")
+        lease = Lease(group=prompt.id, fence=0, cursor=0, seed=seed, generator=0)
+        tools = self._tools(partners.within(self._timeout_s), lease)
+        try:
+            return await difficulty_of(order, prompt, media, tools, seed)
+        except Exception as error:
+            raise RoleFailed.of(error, "generator") from error
 
-    def _tools(self, generator: Any, lease: Lease, prompt_id: str | None = None) -> GroupTools:
+    @property
+    def lately(self) -> tuple[Rollout, ...]:
+        """Answers to earlier prompts that programs may draw on, newest last."""
+        return tuple(self._lately)
+
+    def remember(self, rollouts: Iterable[Rollout]) -> None:
+        """Take such answers over, as of a scorer that is gone."""
+        self._lately.extend(rollouts)
+
+    def _tools(self, partners: Partners, lease: Lease, prompt_id: str | None = None) -> GroupTools:
         lately = [rollout for rollout in self._lately if rollout.prompt.id != prompt_id]
-        return GroupTools(generator, self._pool, self._reward, self._editor, lease.step, lately)
+        pool = Pool(partners.perturbers, lease.fence)
+        generator, judge = partners.generator, self._reward
+        return GroupTools(generator, pool, judge, self._editor, lease.step, lately, self._move)
 
     async def _prompt(self, parcel: Parcel) -> tuple[Prompt, dict[str, Media]]:
         [item] = parcel
         position, raw = await item if inspect.isawaitable(item) else item
         return await asyncio.to_thread(lambda: self._source.prompt(self._source.row(raw, position)))
 
-    async def _group(self, lease: Lease, parcel: Parcel) -> tuple[Group, str]:
+    async def _group(self, lease: Lease, parcel: Parcel, partners: Partners) -> tuple[Group, str]:
         """The group, and the cause when it is dropped."""
         began = time.perf_counter()
         prompt, media = await self._prompt(parcel)
-        tools = self._tools(self._generators[lease.generator], lease, prompt.id)
+        tools = self._tools(partners, lease, prompt.id)
         tools.seconds["prompt"] = time.perf_counter() - began
         comparisons: tuple[Comparison, ...] = ()
         table: dict[str, Media] = {}
@@ -223,7 +247,7 @@ class Scorer:
             draft = await stage.rollout(Draft(prompts={"x": prompt}, media=media), tools, lease.seed)
             comparisons = tuple(replace(c, stage=lease.stage) for c in stage.compare(lease.group, draft))
             check_sides(comparisons)
-            check_versions(comparisons)
+            check_versions(comparisons, self._mixed)
             shown = {digest for c in comparisons for p in c.prompts for digest in p.media}
             table = {digest: draft.media[digest] for digest in shown}
             facts = {f"program/{name}": value for name, value in draft.facts.items()}
@@ -238,7 +262,7 @@ class Scorer:
             media=table,
             version=oldest_version(tools.rollouts),
             dropped=reason,
-            facts=facts | facts_of(tools.rollouts, tools.scores, tools.damaged),
+            facts=facts | facts_of(tools.rollouts, tools.scores, tools.damaged, tools.lengths),
             seconds={f"rollout/{name}": seconds for name, seconds in tools.seconds.items()},
         )
         return group, cause
@@ -262,9 +286,10 @@ def check_sides(comparisons: Iterable[Comparison]) -> None:
                 raise Drop("same_response")
 
 
-def check_versions(comparisons: Iterable[Comparison]) -> None:
+def check_versions(comparisons: Iterable[Comparison], mixed: bool = False) -> None:
     """Two different answers of the policy that share an edge come from one weight version; drops the group
-    otherwise. Gold and offline answers, and those of other streams, are exempt."""
+    otherwise. `mixed`: they were begun under one, and may have gone on under later ones. Gold and offline
+    answers, and those of other streams, are exempt."""
     for comparison in comparisons:
         for edge in comparison.preferences:
             sides = (comparison.candidates[edge.winner], comparison.candidates[edge.loser])
@@ -272,5 +297,6 @@ def check_versions(comparisons: Iterable[Comparison]) -> None:
                 continue
             behaviours = [side.behaviour for side in sides if side.behaviour is not None]
             drawn = [b for b in behaviours if b.stream == "policy"]
-            if len({version for b in drawn for version in (b.oldest, b.newest)}) > 1:
+            versions = {version for b in drawn for version in (b.oldest, *([] if mixed else [b.newest]))}
+            if len(versions) > 1:
                 raise Drop("mixed_versions")

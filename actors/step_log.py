@@ -74,7 +74,7 @@ def term_names(objective: Objective) -> list[str]:
 @torch.no_grad()
 def note(sums: Sums, table: Table, reads: Reads, comparisons: Sequence[Comparison]) -> None:
     """Adds one micro-batch: margins, accuracies and the policy's reliance on media."""
-    sums.totals = add_totals([sums.totals, margins(reads)])
+    sums.totals = add_totals([sums.totals, margins(reads), rollout_gap(table, reads, comparisons)])
     policy = reads.tokens["policy"].sum(-1)
     rho = (log_ratio(reads) if "reference" in reads.tokens else policy).tolist()
     logps = policy.tolist()
@@ -86,6 +86,26 @@ def note(sums: Sums, table: Table, reads: Reads, comparisons: Sequence[Compariso
         for position in media_edges(comparison):
             edge = comparison.preferences[position]
             sums.reliances.append(logps[rows[edge.winner]] - logps[rows[edge.loser]])
+
+
+def rollout_gap(table: Table, reads: Reads, comparisons: Sequence[Comparison]) -> Totals:
+    """`rollout_gap`: mean |log-prob of the learner - log-prob when sampled| over the tokens that the policy
+    sampled under the prompt they are scored under, nats. Holds what changed since they were sampled, too."""
+    rows = sorted(
+        {
+            row
+            for places, comparison in zip(table.index, comparisons, strict=True)
+            for row, cell in zip(places, comparison.candidates, strict=True)
+            if cell.behaviour is not None
+            and cell.behaviour.stream == "policy"
+            and cell.sampled_under == comparison.prompts[cell.prompt].digest
+        }
+    )
+    sampled, learner = table.behaviour(reads.mask.device)[rows], reads.tokens["policy"][rows]
+    known = reads.mask[rows] & torch.isfinite(sampled)
+    count = int(known.sum())
+    gap = (learner - sampled)[known].abs().double().sum()
+    return {"rollout_gap": (float(gap), float(count))} if count else {}
 
 
 def bad_tokens(table: Table, reads: Reads, comparisons: Sequence[Comparison]) -> list[str]:

@@ -20,8 +20,10 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from pipelines import catalogue, checkpoint, doctor, identity, preflight, recipes, runs
+from pipelines import catalogue, checkpoint, control, doctor, identity, preflight, recipes, runs
+from pipelines import launch as launching
 from pipelines.data import DataError
+from pipelines.scaling import Role
 from pipelines.settings import Settings, SettingsError, load
 
 P = ParamSpec("P")
@@ -79,7 +81,7 @@ def align(
     settings = _settings(arguments, seed)
     preflight.require(settings)
     find = runs.resumable_run_dir if resume else runs.fresh_run_dir
-    run_dir = find(Path(settings.output), settings.name)
+    run_dir = find(Path(settings.output), settings.name, settings.checkpoint.mirror)
 
     from actors.run import align as run
 
@@ -98,9 +100,7 @@ def align(
     console.print(
         f"{summary['status']}; everything is in {run_dir}; open {run_dir / 'report.html'}", soft_wrap=True
     )
-    for discrepancy in summary["recount"]["discrepancies"]:
-        typer.echo(f"plumbline: the log of trained comparisons disagrees: {discrepancy}", err=True)
-    if summary["recount"]["discrepancies"]:
+    if _violations(summary["audit"]):
         raise typer.Exit(RUN_FAILED)
     raise typer.Exit(_status(str(summary["status"])))
 
@@ -109,6 +109,15 @@ def _status(text: str) -> int:
     """0 when the run finished; 128 + the signal that ended it, as shells count."""
     found = re.fullmatch(r"interrupted: (SIG\w+)", text)
     return 128 + signal.Signals[found.group(1)].value if found else 0
+
+
+def _violations(audited: Mapping[str, Any]) -> bool:
+    """Name on stderr all that an audit found violated."""
+    violated = [finding for finding in audited["findings"] if finding["status"] == "violated"]
+    for finding in violated:
+        for evidence in finding["evidence"]:
+            typer.echo(f"plumbline: {finding['code']} {finding['name']} is violated: {evidence}", err=True)
+    return bool(violated)
 
 
 @app.command()
@@ -189,6 +198,25 @@ def report(run_dir: Annotated[Path, typer.Argument(metavar="RUN_DIR")]) -> None:
 
 @app.command()
 @one_message
+def audit(
+    run_dir: Annotated[Path, typer.Argument(metavar="RUN_DIR")],
+    json_file: JsonOption = None,
+) -> None:
+    """Recount a run's invariants from its logs: exit status 0 when none is violated, else 1."""
+    from pipelines.audit import audit as recount
+
+    try:
+        found = recount(run_dir)
+    except FileNotFoundError as error:
+        raise _refusal(error) from None
+    _write_json(json_file, found.to_json())
+    for line in found.lines():
+        typer.echo(line)
+    raise typer.Exit(RUN_FAILED if _violations(found.to_json()) else 0)
+
+
+@app.command()
+@one_message
 def serve(
     target: Annotated[Path, typer.Argument(metavar="RUN_OR_CHECKPOINT")],
     port: Annotated[int, typer.Option(min=1, max=65535)] = 8000,
@@ -203,6 +231,107 @@ def serve(
         raise typer.Exit(run(target, host=host, port=port, gpus=gpus))
     except (NotServable, ServeError) as error:
         raise _refusal(error) from None
+
+
+@app.command()
+@one_message
+def launch(
+    run: Annotated[Path, typer.Argument(metavar="RUN.yaml", help="Its folder is sent to the cluster.")],
+    address: Annotated[str, typer.Option(help="The cluster's job server, such as http://127.0.0.1:8265.")],
+    overrides: Annotated[list[str] | None, typer.Argument(metavar="[a.b=c ...]")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the newest checkpoint.")] = False,
+    follow: Annotated[bool, typer.Option("--follow", help="Show the log until the run ends.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check and print, submit nothing.")] = False,
+    insecure: Annotated[
+        bool, typer.Option("--insecure", help="Send the token to another machine unencrypted.")
+    ] = False,
+) -> None:
+    """Check a run and submit it to a Ray cluster with `ray job submit`."""
+    job = launching.prepare(
+        run, overrides or (), address=address, resume=resume, follow=follow, insecure=insecure
+    )
+    for unseen in job.unseen:
+        typer.echo(f"not on this machine, the cluster will look: {unseen}", err=True)
+    typer.echo(job.shell())
+    if dry_run:
+        return
+    try:
+        status = launching.submit(job, follow=follow)
+    except KeyboardInterrupt:  # the run goes on without us
+        status = 128 + signal.SIGINT
+    if status == 128 + signal.SIGINT or (status == 0 and not follow):
+        typer.echo(f"log:  {job.shell('logs', '--follow')}\nstop: {job.shell('stop')}")
+    raise typer.Exit(status)
+
+
+@app.command("status")
+@one_message
+def show_status(
+    run_dir: Annotated[Path, typer.Argument(metavar="RUN_DIR")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print it as JSON.")] = False,
+) -> None:
+    """How a run stands: fleet, leases, lag, weight versions. Works wherever its folder can be read."""
+    found = control.read_status(run_dir)
+    if as_json:
+        typer.echo(json.dumps({**found, "silence": control.silence(found)}, indent=2))
+        return
+    from pipelines.status import describe
+
+    console = Console(width=None if sys.stdout.isatty() else PLAIN_WIDTH)
+    for part in describe(found):
+        console.print(part, highlight=False)
+
+
+@app.command()
+@one_message
+def fleet(
+    run_dir: Annotated[Path, typer.Argument(metavar="RUN_DIR")],
+    rollouts: Annotated[int | None, typer.Option(help="Generators.")] = None,
+    scorers: Annotated[int | None, typer.Option()] = None,
+    perturbers: Annotated[int | None, typer.Option()] = None,
+) -> None:
+    """Resize the fleet of a live run; from then on these pools do not follow demand."""
+    asked: dict[Role, int | None] = {"generator": rollouts, "scorer": scorers, "perturber": perturbers}
+    request = control.write_request(run_dir, {role: n for role, n in asked.items() if n is not None})
+    said = control.await_answer(run_dir, request)
+    if said is None:
+        typer.echo("plumbline: the run has not taken the request up yet; see plumbline status", err=True)
+        raise typer.Exit(RUN_FAILED)
+    typer.echo(said)
+
+
+@app.command()
+@one_message
+def plan(
+    run_dir: Annotated[Path | None, typer.Argument(metavar="[RUN_DIR]", help="Measure its rates.")] = None,
+    rates: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Rates from a JSON file instead.")
+    ] = None,
+    rate: Annotated[list[str] | None, typer.Option(metavar="NAME=SECONDS", help="One rate by hand.")] = None,
+    ranks: Annotated[int | None, typer.Option(min=1, help="Learner ranks.")] = None,
+    groups: Annotated[int | None, typer.Option(min=1, help="Groups of a learner step.")] = None,
+    every: Annotated[int | None, typer.Option(min=1, help="Learner steps between two versions.")] = None,
+    lag: Annotated[int | None, typer.Option(min=0, help="Largest lag allowed.")] = None,
+    generators: Annotated[int, typer.Option(min=1, help="At most.")] = 64,
+    scorers: Annotated[int, typer.Option(min=1, help="At most.")] = 64,
+    devices: Annotated[
+        int | None, typer.Option(min=2, help="Share so many between generators and ranks.")
+    ] = None,
+    waits: Annotated[float, typer.Option(help="Share of time that the learner may wait.")] = 0.05,
+    seed: int = 0,
+    json_file: JsonOption = None,
+) -> None:
+    """How many generators, scorers and ranks, which queue depth and lag: by measured rates and simulation."""
+    from pipelines.planning import printing, request
+
+    asked = request.read(run_dir, rates, rate or (), ranks=ranks, groups=groups, every=every, lag=lag)
+    for note in asked.notes:
+        typer.echo(f"note: {note}", err=True)
+    advice = asked.advise(generators=generators, scorers=scorers, devices=devices, waits=waits, seed=seed)
+    _write_json(json_file, advice.to_json())
+    console = Console(width=None if sys.stdout.isatty() else PLAIN_WIDTH)
+    for part in printing.describe(advice):
+        console.print(part, highlight=False)
 
 
 @app.command("doctor")

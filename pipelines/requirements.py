@@ -23,6 +23,8 @@ def backend_of(settings: Settings, recipe: Recipe) -> Literal["vllm", "transform
     wanted = settings.rollout.engine.backend
     if wanted != "auto":
         return wanted
+    if settings.deterministic:
+        return "transformers"
     return "vllm" if needs_of(recipe) <= VLLM else "transformers"
 
 
@@ -42,6 +44,8 @@ def problems(settings: Settings, recipe: Recipe) -> Iterator[str]:
     yield from training_problems(settings.learner, recipe)
     if settings.rollout.engine.backend == "vllm":
         yield from _beyond_vllm(recipe)
+    if settings.sync.in_flight == "keep":
+        yield from _against_mixed_versions(settings, recipe)
     if settings.editor == "world" and settings.data.source != "glyphs":
         for step in steps_of(recipe):
             if isinstance(step, Edited):
@@ -73,6 +77,23 @@ def other_models(recipe: Recipe) -> set[str]:
     """Paths of the checkpoints that its decoders read beside the policy and the reference."""
     decoders = [value for step in steps_of(recipe) for value in _values(step) if isinstance(value, Decoder)]
     return {decoder.checkpoint for decoder in decoders if decoder.checkpoint is not None}
+
+
+def _against_mixed_versions(settings: Settings, recipe: Recipe) -> Iterator[str]:
+    """Where an answer must not have tokens of several weight versions."""
+    refused, fix = "sync.in_flight: keep mixes weight versions within an answer", "set it to wait or abort"
+    if backend_of(settings, recipe) == "transformers":
+        yield f"{refused}, and the Hugging Face generator decodes whole answers between two syncs; {fix}"
+    for number, stage in enumerate(recipe.stages, start=1):
+        lags = [settings.sync.max_lag, stage.freshness]
+        if 0 in lags:
+            yield f"{refused}, and stage {number} of {recipe.name} learns from the newest alone; {fix}"
+        for _, term in stage.objective.terms:
+            if "behaviour" in term.views:
+                yield (
+                    f"{refused}, and {term!r} of {recipe.name} compares the policy with the one version that "
+                    f"sampled; {fix}"
+                )
 
 
 def _beyond_vllm(recipe: Recipe) -> Iterator[str]:

@@ -13,6 +13,7 @@ from typing import Annotated, Any, Final, Literal, cast
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from pipelines import marked_yaml
+from pipelines.deterministic import contradictions, with_fitting_lag
 from pipelines.settings_errors import SettingsError, explain
 
 # A scorer waits for rewards and a perturber paints small pictures; both share a core.
@@ -61,9 +62,22 @@ class EngineSettings(Section):
 
 
 class RolloutSettings(Section):
+    """Pools of workers. Each starts with its number and, with bounds, follows demand between them."""
+
     generators: Positive = 1
+    min_generators: Positive | None = None  # None: `generators`, so that nothing scales by itself
+    max_generators: Positive | None = None
+    standbys: Annotated[int, Field(ge=0)] = 0  # generators that are loaded and idle until one is lost
     scorers: Positive = 1
+    max_scorers: Positive | None = None
     perturbers: Positive = 1
+    max_perturbers: Positive | None = None
+    labels: dict[str, str] = {}  # nodes that generators may run on, as Ray's label selectors name them
+    max_tries: Positive = 3  # leases of one prompt that may fail before it is a dead letter
+    # a generator that holds requests and decodes nothing for so long is replaced
+    progress_timeout_s: Positive = 60
+    health_timeout_s: Positive = 30  # a worker that does not answer for so long is replaced
+    buffer_mib: Positive = 4096  # finished groups that the ledger holds beyond the next step
     temperature: float = Field(default=1.0, gt=0)
     top_p: float = Field(default=1.0, gt=0, le=1)
     max_tokens: Positive = 48
@@ -102,12 +116,21 @@ class LearnerSettings(Section):
     gpus: Annotated[float, Field(ge=0)] = 0
     start_timeout_s: Positive = 300
     collective_timeout_s: Positive = 300
+    progress_timeout_s: Positive = 600  # a step under training for so long means a wedged rank
+    min_workers: Positive | None = None  # None: `workers`; fewer are used while a cluster cannot hold more
+    labels: dict[str, str] = {}  # nodes that ranks may run on
+    max_skipped: Positive = 3  # steps in a row without finite gradients; one more ends the run
 
 
 class SyncSettings(Section):
     every: Positive = 1  # learner steps between two published weight versions
     # published versions that a comparison may be behind; 0: strictly on-policy
     max_lag: Annotated[int, Field(ge=0)] = 1
+    # what a new version does to answers under way: they finish first, go on under it, or are made again
+    in_flight: Literal["wait", "keep", "abort"] = "wait"
+    # how weights travel; "auto": Ray's object store. "disk": the run's folder, which all nodes must share
+    transport: Literal["auto", "object_store", "disk"] = "auto"
+    bucket_mib: Positive = 256  # tensors that travel together
 
 
 class EvaluationSettings(Section):
@@ -120,6 +143,34 @@ class EvaluationSettings(Section):
 class CheckpointSettings(Section):
     every: Positive = 20  # learner steps
     keep: Positive = 2
+    mirror: str | None = None  # a folder, or any fsspec URL, that every checkpoint is copied to
+
+
+class RecoverySettings(Section):
+    """What a run does about losses."""
+
+    max_restarts: Annotated[int, Field(ge=0)] = 3  # of the learner in a row without a new checkpoint
+    # from a loss to the next trained step; a recovery that takes longer ends the run with its cause
+    deadline_s: Positive = 900
+
+
+Threshold = Annotated[float, Field(gt=0)] | None  # None: this monitor is off
+
+
+class MonitorSettings(Section):
+    """When a run's health is worth an alarm; `pipelines.monitors` says what each number means."""
+
+    action: Literal["warn", "stop"] = "warn"
+    window: Positive = 10  # steps that a mean is taken over, at the start and now
+    likelihood_displacement: Threshold = 0.2  # nats per token
+    length_bias: Threshold = 0.7  # correlation: half of the reward's variance
+    length_gap: Threshold = 0.5  # chosen answers 1.67 times as long as rejected ones
+    reward_drop: Threshold = 0.5  # best-to-worst spreads of the first steps
+    reward_spread: Threshold = 0.1  # of the spread of the first steps; alarms below it
+    ties: Threshold = 0.95
+    rollout_gap: Threshold = 0.1  # nats per token
+    skipped_steps: Threshold = 0.2
+    dead_letters: Threshold = 0.05
 
 
 class Settings(Section):
@@ -137,6 +188,8 @@ class Settings(Section):
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
     output: str = Field(default="runs", min_length=1)
     ray_address: str | None = None  # None: a local Ray on loopback
+    # in this process alone: resumed from any kill, it equals a run that was never interrupted, bit for bit
+    deterministic: bool = False
     stop_grace_s: Positive = 60
     max_drop_share: Share = 0.98  # of the last 100 groups for one reason; above it the run stops and names it
     data: DataSettings = DataSettings()
@@ -145,6 +198,8 @@ class Settings(Section):
     sync: SyncSettings = SyncSettings()
     evaluation: EvaluationSettings = EvaluationSettings()
     checkpoint: CheckpointSettings = CheckpointSettings()
+    recovery: RecoverySettings = RecoverySettings()
+    monitors: MonitorSettings = MonitorSettings()
 
     @model_validator(mode="before")
     @classmethod
@@ -154,6 +209,11 @@ class Settings(Section):
         if source in (None, "glyphs") or "evaluation" in given:
             return given
         return {**given, "evaluation": {"scenes": 0, "questions": 0}}
+
+    @model_validator(mode="before")
+    @classmethod
+    def _no_lag_in_deterministic_runs(cls, given: Any) -> Any:
+        return with_fitting_lag(given)
 
     @model_validator(mode="after")
     def _agree(self) -> Settings:
@@ -201,6 +261,8 @@ def _disagreements(run: Settings) -> Iterator[str]:
             f"learner.workers: {run.learner.workers} workers share {run.learner.groups_per_step} groups of a "
             "step; raise learner.groups_per_step or lower learner.workers"
         )
+    yield from _bounds(run)
+    yield from contradictions(run)
     if run.sync.every > run.learner.steps:
         yield (
             f"sync.every: {run.sync.every} exceeds learner.steps = {run.learner.steps}, so generators "
@@ -213,8 +275,26 @@ def _disagreements(run: Settings) -> Iterator[str]:
         )
 
 
+def _bounds(run: Settings) -> Iterator[str]:
+    """A number lies between its bounds."""
+    rollout, learner = run.rollout, run.learner
+    for key, low, value, high in (
+        ("rollout.generators", rollout.min_generators, rollout.generators, rollout.max_generators),
+        ("rollout.scorers", None, rollout.scorers, rollout.max_scorers),
+        ("rollout.perturbers", None, rollout.perturbers, rollout.max_perturbers),
+        ("learner.workers", learner.min_workers, learner.workers, None),
+    ):
+        section, name = key.split(".")
+        if low is not None and low > value:
+            yield f"{section}.min_{name}: {low} exceeds {key} = {value}"
+        if high is not None and high < value:
+            yield f"{section}.max_{name}: {high} is less than {key} = {value}"
+
+
 def demands(run: Settings) -> dict[str, float]:
     """Logical CPUs and GPUs that a run's processes reserve together, one CPU for Ray Data included."""
+    if run.deterministic:
+        return {"CPU": 1.0, "GPU": 0.0}
     engine, rollout, learner = run.rollout.engine, run.rollout, run.learner
     cpus = (
         rollout.generators * engine.cpus

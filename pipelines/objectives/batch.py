@@ -179,7 +179,7 @@ def margins(reads: Reads) -> Totals:
     For an edge name e: `margin/e` is rho_w - rho_l (nats, not scaled by beta; of log pi alone where there is
     no reference), `accuracy/e` the share of
     edges whose margin is positive (a margin of exactly 0 counts one half). From the edge "text" also
-    `logp_chosen` and `logp_rejected`, in nats.
+    `logp_chosen` and `logp_rejected`, in nats, and `length_chosen` and `length_rejected`, in scored tokens.
     """
     policy = reads.logps["policy"]
     rho = log_ratio(reads) if "reference" in reads.tokens else policy
@@ -191,6 +191,8 @@ def margins(reads: Reads) -> Totals:
         values = {f"margin/{name}": margin, f"accuracy/{name}": (margin > 0) + 0.5 * (margin == 0)}
         if name == "text":
             values |= {"logp_chosen": policy[winner], "logp_rejected": policy[loser]}
+            lengths = reads.lengths
+            values |= {"length_chosen": lengths[winner], "length_rejected": lengths[loser]}
         totals |= {key: (float(value.double().sum()), float(len(winner))) for key, value in values.items()}
     return totals
 

@@ -17,6 +17,7 @@ def local_ray() -> Iterator[None]:
 
     paths = os.pathsep.join([ROOT, str(Path(__file__).parent)])
     ray.init(
+        address="local",
         num_cpus=2,
         include_dashboard=False,
         _node_ip_address="127.0.0.1",

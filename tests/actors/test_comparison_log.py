@@ -11,7 +11,8 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from actors.comparison_log import write_comparisons, write_media
-from pipelines.report import recount, render
+from pipelines.audit import audit
+from pipelines.report import render
 from pipelines.types import (
     Behaviour,
     Candidate,
@@ -119,10 +120,32 @@ def test_every_shape_has_a_row_that_says_what_it_is(tmp_path: Path) -> None:
     assert pictures["score_chosen"] == 1.0 and pictures["score_rejected"] == 0.0
 
 
+def test_a_missing_score_says_why(tmp_path: Path) -> None:
+    sides = list(PICTURES.candidates)
+    sides[0] = replace(sides[0], score=Score(value=None, missing="timeout"))
+    [row] = logged(tmp_path, group(replace(PICTURES, candidates=tuple(sides))))
+    assert (row["score_chosen"], row["missing_chosen"], row["missing_rejected"]) == (None, "timeout", None)
+
+
 def test_an_edge_between_two_prompts_shows_one_answer(tmp_path: Path) -> None:
     only = replace(PICTURES, preferences=PICTURES.preferences[:1])
     [row] = logged(tmp_path, group(only))
     assert row["edge"] == "media" and row["chosen"] == "seen" and row["rejected"] is None
+
+
+def test_a_row_says_which_bytes_sampled_it(tmp_path: Path) -> None:
+    def cells(*behaviours: Behaviour | None) -> Comparison:
+        made = [replace(PICTURES.candidates[i], behaviour=b) for i, b in enumerate(behaviours)]
+        return replace(PICTURES, candidates=tuple(made))
+
+    one, two = replace(behaviour(), digest="aa"), replace(behaviour(), digest="bb")
+    mixed = replace(behaviour(), oldest=2, digest="aa", versions=((2, 1), (3, 1)))
+    rows = logged(tmp_path, group(cells(one, one, None), cells(one, two, one), cells(mixed, one, None)))
+    assert [row["version_digest"] for row in rows] == ["aa", "aa,bb", "aa"]
+    assert [row["version_spans"] for row in rows] == [None, None, "[[[2, 1], [3, 1]], [], []]"]
+    older = replace(behaviour(2), digest="of version 2")
+    [row] = logged(tmp_path, group(cells(one, older, None)))
+    assert (row["version_newest"], row["version_digest"]) == (3, "aa")  # they belong together
 
 
 def test_pages_and_recounts_take_all_of_them(tmp_path: Path) -> None:
@@ -133,10 +156,9 @@ def test_pages_and_recounts_take_all_of_them(tmp_path: Path) -> None:
     (tmp_path / "metrics.jsonl").write_text(json.dumps(line) + "\n")
     seal = {"event": "seal", "number": 1, "step": 1, "groups": ["g"], "later": [["g", 1, 2]]}
     (tmp_path / "events.jsonl").write_text(json.dumps(seal) + "\n")
-    assert recount(tmp_path)["discrepancies"] == [
-        "comparison g/1 of group g is 2 times in step 1",
-        "there is no summary.json",
-    ]
+    once, weights = audit(tmp_path).violated
+    assert (once.code, once.evidence) == ("I2", ("comparison g/1 of group g is 2 times in step 1",))
+    assert weights.code == "I3"  # nobody proved a version
     page = render(tmp_path).read_text()
     assert "made up" in page and "None" not in page.split("Microscope")[1].split("Settings")[0]
     assert "bias" in page

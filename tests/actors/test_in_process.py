@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from actors.heldout import heldout_rows
-from actors.in_process import InlineExecutor, Run, Trained, train
+from actors.in_process import Run, Trained, train
+from actors.inline import InlineExecutor
 from pipelines import recipes
 from pipelines.loop import RunFailed
 from pipelines.programs.sampling import Sample
@@ -160,8 +161,13 @@ def test_a_weight_version_that_is_not_the_learners_ends_the_run():
     with Run(run_settings, recipe(run_settings)) as run:
         learner = run.learner
         assert learner is not None
-        export = learner.export
-        learner.export = lambda: {n: a * 1.01 for n, a in export().items()}  # type: ignore[method-assign]
+        stream, taken = learner.stream, learner.train_step
+
+        def train_step(*args: Any) -> Any:
+            learner.stream = lambda: ((n, a * 1.01) for n, a in stream())  # type: ignore[method-assign]
+            return taken(*args)
+
+        learner.train_step = train_step  # type: ignore[method-assign]
         with pytest.raises(RunFailed, match="could not prove weight version 1"):
             run.train()
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import os
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -12,6 +14,7 @@ import pytest
 from actors.generator import EngineError, ForbiddenToken, PromptMismatch, Quarantined
 from actors.group_facts import facts_of
 from actors.ledger import Ledger
+from actors.partners import Partners
 from actors.perturber import Perturber
 from actors.scorer import GroupTools, Pool, Scorer, check_sides, check_versions, oldest_version
 from pipelines.comparisons import Cells, Edges
@@ -140,20 +143,24 @@ def ledger() -> Ledger:
     return Ledger("run", 1, sizes(1, 1, 5, 10))
 
 
-def scorer(
-    books: Any, generators: list[Any], judge: Any = reward, stage: Stage = STAGE, **more: Any
-) -> Scorer:
+def scorer(judge: Any = reward, stage: Stage = STAGE, **more: Any) -> Scorer:
     settings = Settings.model_validate({"rollout": {"reward_timeout_s": 1}})
     recipe = Recipe(name="test", paper="", source="", stages=(stage, *more.get("later", ())))
-    perturbers = more.get("perturbers", [Perturber()])
-    return Scorer(recipe, settings, Source(), generators, perturbers, books, judge, more.get("editor"))
+    return Scorer(recipe, settings, Source(), judge, more.get("editor"))
 
 
-def produce(books: Ledger, *args: Any, parcel: Any = ((0, None),), generator: int = 0, **more: Any) -> Any:
+def partners(books: Any, generator: Any, perturbers: Sequence[Any] | None = None) -> Partners:
+    helpers = [Perturber()] if perturbers is None else perturbers
+    return Partners(generator=generator, perturbers=helpers, ledger=books)
+
+
+def produce(
+    books: Ledger, generator: Any, *args: Any, parcel: Any = ((0, None),), perturbers: Any = None, **more: Any
+) -> Any:
     async def main() -> Receipt | Fault:
-        lease = await books.issue("p0", 0, 0, generator)
+        lease = await books.issue("p0", 0, 0, 0)
         assert lease is not None
-        return await scorer(books, *args, **more).produce(lease, parcel)
+        return await scorer(*args, **more).produce(lease, parcel, partners(books, generator, perturbers))
 
     return asyncio.run(main())
 
@@ -164,7 +171,7 @@ def delivered(books: Ledger) -> Any:
 
 def test_a_lease_becomes_a_group_with_both_edges_its_media_and_its_facts() -> None:
     books, generator = ledger(), Generator()
-    receipt = produce(books, [generator])
+    receipt = produce(books, generator)
     assert receipt.accepted and receipt.dropped is None
     group = delivered(books)
     [comparison] = group.comparisons
@@ -181,6 +188,9 @@ def test_a_lease_becomes_a_group_with_both_edges_its_media_and_its_facts() -> No
             "reward": 0.5,
             "reward_best": 2.0,
             "reward_worst": -1.0,
+            "reward_variance": 1.5,  # 2, 0.5, -1
+            "length_variance": 0.0,
+            "reward_length_covariance": 0.0,
             "missing": 0.0,
             "hallucination": 1 / 3.5,
             "sampled_tokens": 6,
@@ -194,14 +204,8 @@ def test_a_lease_becomes_a_group_with_both_edges_its_media_and_its_facts() -> No
 def test_the_same_lease_asks_for_the_same_samples() -> None:
     generators = [Generator(), Generator()]
     for generator in generators:
-        produce(ledger(), [generator])
+        produce(ledger(), generator)
     assert generators[0].calls == generators[1].calls
-
-
-def test_the_lease_names_the_generator() -> None:
-    books, generators = ledger(), [Generator(), Generator(version=4)]
-    produce(books, generators, generator=1)
-    assert not generators[0].calls and delivered(books).version == 4
 
 
 def test_an_awaitable_parcel_is_awaited() -> None:
@@ -210,19 +214,19 @@ def test_an_awaitable_parcel_is_awaited() -> None:
 
     books = ledger()
     generator = Generator()
-    produce(books, [generator], parcel=[content()])
+    produce(books, generator, parcel=[content()])
     assert generator.calls[0][0] == "row-41"
 
 
 def test_whole_image_fallback_is_counted() -> None:
     books = ledger()
-    produce(books, [Generator(texts=("bad", "good", "fair"))])
+    produce(books, Generator(texts=("bad", "good", "fair")))
     assert delivered(books).facts["fallback"] == 1.0
 
 
 def test_a_tie_is_a_drop_that_still_has_facts() -> None:
     books = ledger()
-    receipt = produce(books, [Generator(texts=("good", "good"))])
+    receipt = produce(books, Generator(texts=("good", "good")))
     assert receipt.dropped == "tie" and not receipt.accepted and receipt.facts["reward"] == 2.0
 
 
@@ -245,10 +249,10 @@ def wrong_type(prompt: Prompt, response: Response) -> Any:
 )
 def test_a_reward_that_fails_is_missing_never_zero(broken: Any, why: str) -> None:
     books = ledger()
-    receipt = produce(books, [Generator()], broken)
+    receipt = produce(books, Generator(), broken)
     assert receipt.dropped == "missing_score" and receipt.facts["missing"] == 1.0
     assert "reward" not in receipt.facts
-    [drop] = asyncio.run(books.events(0))
+    [drop] = [event for event in asyncio.run(books.events(0)) if event["event"] == "drop"]
     assert why in drop["detail"]
 
 
@@ -259,7 +263,7 @@ def test_an_async_reward_is_awaited_and_one_failure_spares_the_others() -> None:
         return reward(prompt, response)
 
     books = ledger()
-    receipt = produce(books, [Generator()], mixed)
+    receipt = produce(books, Generator(), mixed)
     assert (
         receipt.accepted
         and receipt.facts["missing"] == pytest.approx(1 / 3)
@@ -280,14 +284,14 @@ def test_an_async_reward_is_awaited_and_one_failure_spares_the_others() -> None:
 )
 def test_a_failing_generator_is_a_fault_that_names_it(error: Exception, reason: str, retry: bool) -> None:
     books = ledger()
-    fault = produce(books, [Generator(error=error)])
+    fault = produce(books, Generator(error=error))
     assert isinstance(fault, Fault)
     assert (fault.role, fault.reason, fault.retry) == ("generator", reason, retry)
     assert asyncio.run(books.counts())["leased"] == 1  # the ledger hears of it from the loop
 
 
 def test_a_bad_row_is_a_fault_of_the_data_and_is_not_tried_again() -> None:
-    fault = produce(ledger(), [Generator()], parcel=[(6, "bad")])
+    fault = produce(ledger(), Generator(), parcel=[(6, "bad")])
     assert (fault.role, fault.reason, fault.retry) == ("data", "bad_row", False)
     assert "data.jsonl:7: image 1: got nothing, expected a picture" in fault.detail
 
@@ -298,18 +302,18 @@ def test_a_failing_ledger_is_a_fault_as_well() -> None:
             raise RoleFailed("ledger_died", "ledger", "exit 9")
 
     lease = Lease(group="g", fence=1, cursor=0, seed=0, generator=0)
-    fault = asyncio.run(scorer(Broken(), [Generator()]).produce(lease, [(0, None)]))
+    fault = asyncio.run(scorer().produce(lease, [(0, None)], partners(Broken(), Generator())))
     assert isinstance(fault, Fault) and fault.role == "ledger" and fault.group == "g"
 
 
 def test_damage_without_perturbers_is_a_fault_that_says_so() -> None:
-    fault = produce(ledger(), [Generator()], perturbers=[])
+    fault = produce(ledger(), Generator(), perturbers=[])
     assert (fault.role, fault.retry) == ("perturber", False) and "no perturbers" in fault.detail
 
 
 def test_both_answers_of_an_edge_share_one_version() -> None:
     books = ledger()
-    produce(books, [Generator()])
+    produce(books, Generator())
     [comparison] = delivered(books).comparisons
     check_versions([comparison])
     loser = comparison.candidates[1]
@@ -323,7 +327,7 @@ def test_both_answers_of_an_edge_share_one_version() -> None:
 def test_an_answer_is_not_compared_with_itself() -> None:
     """A judge may score one answer twice, and differently; one answer under two prompts is a pair."""
     books = ledger()
-    produce(books, [Generator()])
+    produce(books, Generator())
     [comparison] = delivered(books).comparisons
     check_sides([comparison])
     edge = comparison.preferences[0]
@@ -342,11 +346,11 @@ def test_answers_of_two_versions_are_dropped_by_name() -> None:
             self.version += 1
             return (older[0], *(await Generator.sample(self, *args, **asked))[1:])
 
-    assert produce(ledger(), [Torn()]).dropped == "mixed_versions"
+    assert produce(ledger(), Torn()).dropped == "mixed_versions"
 
 
 def test_facts_leave_out_what_nothing_tells_of() -> None:
-    assert facts_of((), (), ()) == {}
+    assert facts_of((), (), (), ()) == {}
 
 
 def test_work_goes_to_the_perturber_with_the_fewest_calls() -> None:
@@ -403,6 +407,15 @@ def test_gold_answers_other_streams_and_one_answer_under_two_prompts_may_be_of_a
         check_versions([edge_between(at(1), at(2))])
 
 
+def test_answers_that_may_go_on_under_later_weights_were_begun_under_the_same() -> None:
+    mixed = replace(at(1), newest=2, versions=((1, 3), (2, 4)))
+    check_versions([edge_between(at(1), mixed)], mixed=True)
+    with pytest.raises(Drop, match="mixed_versions"):
+        check_versions([edge_between(at(1), mixed)])
+    with pytest.raises(Drop, match="mixed_versions"):
+        check_versions([edge_between(at(2), mixed)], mixed=True)
+
+
 def test_a_group_is_as_old_as_the_weights_of_the_policy_that_took_part() -> None:
     def drawn(*behaviours: Behaviour | None) -> int:
         prompt = Prompt(id="p", messages=())
@@ -448,13 +461,13 @@ EVERYTHING = Stage(
 
 def test_a_program_reaches_every_tool_and_its_facts_are_logged() -> None:
     books, generator = ledger(), Generator()
-    made = scorer(books, [generator], stage=EVERYTHING, editor=Shout())
+    made = scorer(stage=EVERYTHING, editor=Shout())
 
     async def main() -> list[Any]:
         for cursor in range(2):
             lease = await books.issue(f"p{cursor}", 0, cursor, 0)
             assert lease is not None
-            assert (await made.produce(lease, [(cursor, None)])).accepted
+            assert (await made.produce(lease, [(cursor, None)], partners(books, generator))).accepted
         return [(await books.pull(1, 1, 0, 1)).groups[0], (await books.trained(1, 1, {}))]
 
     [first, _] = asyncio.run(main())
@@ -484,11 +497,11 @@ class OfData(Step):
 def test_a_group_that_nobody_sampled_never_gets_stale_and_a_lease_says_which_stage_runs() -> None:
     books = Ledger("run", 1, sizes(1, 1, 0, 1, 2))
     offline = replace(EVERYTHING, rollout=OfData(), compare=Cells({"y": "y@x"}))
-    made = scorer(books, [Generator()], stage=EVERYTHING, later=(offline,), editor=Shout())
+    made = scorer(stage=EVERYTHING, later=(offline,), editor=Shout())
     lease = Lease(group="g", fence=1, cursor=0, seed=0, generator=0, stage=1)
-    group, _ = asyncio.run(made._group(lease, [(0, None)]))
+    group, _ = asyncio.run(made._group(lease, [(0, None)], partners(books, Generator())))
     assert group.version == NEVER_STALE and [c.stage for c in group.comparisons] == [1]
-    group, _ = asyncio.run(made._group(replace(lease, stage=0), [(0, None)]))
+    group, _ = asyncio.run(made._group(replace(lease, stage=0), [(0, None)], partners(books, Generator())))
     assert group.version == 3 and [c.stage for c in group.comparisons] == [0]
 
 
@@ -509,16 +522,17 @@ def test_rewards_see_the_step_that_a_group_is_for() -> None:
 GOLD = Response(tokens=(1,), text="good")
 
 
-def test_a_survey_measures_disagreement_and_tries_another_generator() -> None:
+def test_a_survey_measures_disagreement() -> None:
     broken = Generator(error=RuntimeError("dead"))
     agreed, split = Generator(texts=("A dog.", "a dog")), Generator(texts=("a", "b"))
 
-    def survey(*generators: Generator) -> float:
-        return asyncio.run(scorer(ledger(), list(generators)).survey([(0, None)], Thirds(2), 0, 0))
+    def survey(generator: Generator) -> float:
+        work = scorer().survey([(0, None)], Thirds(2), 0, partners(ledger(), generator))
+        return asyncio.run(work)
 
     assert survey(agreed) == 0.0
-    assert survey(broken, split) == pytest.approx(np.log(2))
-    with pytest.raises(RoleFailed, match=r"row-0.*dead"):
+    assert survey(split) == pytest.approx(np.log(2))
+    with pytest.raises(RoleFailed, match="dead"):
         survey(broken)
 
 
@@ -527,8 +541,8 @@ def test_a_survey_by_gaps_and_strength() -> None:
     -2 * 1 - (-2 * 3) = 4; strength 8. Difficulty falls with each."""
 
     def difficulty(order: EasyToHard, row: Any = None, judge: Any = reward) -> float:
-        made = scorer(ledger(), [Generator()], judge)
-        return asyncio.run(made.survey([(0, row)], order, 0, 0))
+        work = scorer(judge).survey([(0, row)], order, 0, partners(ledger(), Generator()))
+        return asyncio.run(work)
 
     assert difficulty(EasyToHard(3, "score_gap")) == -3.0
     row = {"chosen": "a", "rejected": "bcd", "strength": 8}
@@ -538,3 +552,49 @@ def test_a_survey_by_gaps_and_strength() -> None:
         difficulty(EasyToHard(0, "strength"))
     with pytest.raises(RoleFailed, match="0 of 3 scores; reward_raised: KeyError"):
         difficulty(EasyToHard(3, "score_gap"), judge=raises)
+
+
+def test_reward_and_length_vary_together_around_the_means_of_their_group() -> None:
+    """Rewards 1, 3, missing, 2 of answers with 2, 6, 9, 4 tokens: means 2 and 4, so variances 2/3 and 8/3 and
+    the covariance ((-1)(-2) + (1)(2) + 0) / 3 = 4/3: the correlation is 1."""
+    scores = [Score(value=1.0), Score(value=3.0), Score(value=None, missing="timeout"), Score(value=2.0)]
+    facts = facts_of((), scores, (), (2, 6, 9, 4))
+    assert facts["reward_variance"] == pytest.approx(2 / 3)
+    assert facts["length_variance"] == pytest.approx(8 / 3)
+    assert facts["reward_length_covariance"] == pytest.approx(4 / 3)
+    assert "reward_variance" not in facts_of((), scores[:1], (), (2,))
+
+
+def test_a_scorer_says_how_many_leases_it_has_and_whether_it_gets_on() -> None:
+    class Waiting(Generator):
+        async def sample(self, *args: Any, **kwargs: Any) -> Any:
+            seen.append(await one.health())
+            return await super().sample(*args, **kwargs)
+
+    one, seen, books = scorer(), [], ledger()
+
+    async def main() -> None:
+        seen.append(await one.health())
+        lease = await books.issue("p0", 0, 0, 0)
+        assert lease is not None
+        await one.produce(lease, [(0, None)], partners(books, Waiting()))
+        await one.produce(replace(lease, group="g"), [(0, None)], partners(books, None))  # fails
+        seen.append(await one.health())
+
+    asyncio.run(main())
+    assert [health["in_flight"] for health in seen] == [0, *[1] * (len(seen) - 2), 0]
+    moves = [health["progress"] for health in seen]
+    assert moves[0] == 0 and moves == sorted(moves) and moves[-1] > moves[1]
+    assert all(health["alive"] and health["pid"] == os.getpid() for health in seen)
+
+
+def test_a_perturber_says_what_it_has_under_way() -> None:
+    async def main() -> list[Any]:
+        perturber = Perturber()
+        failing = asyncio.ensure_future(perturber.damage(None, None))  # type: ignore[arg-type]
+        await asyncio.sleep(0)
+        during = await perturber.health()
+        await asyncio.gather(failing, return_exceptions=True)
+        return [(health["in_flight"], health["progress"]) for health in (during, await perturber.health())]
+
+    assert asyncio.run(main()) == [(1, 0), (0, 1)]

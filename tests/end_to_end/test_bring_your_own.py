@@ -34,8 +34,8 @@ def test_it_finishes_with_every_comparison_accounted_for(run):
     assert summary["status"] == "finished"
     assert summary["steps"] == STEPS
     assert summary["comparisons"]["trained"] == STEPS * GROUPS
-    assert summary["recount"]["discrepancies"] == []
-    assert summary["recount"]["comparisons"] == len(run.trained) == STEPS * GROUPS
+    assert summary["audit"]["violated"] == []
+    assert summary["audit"]["counted"]["comparisons"] == len(run.trained) == STEPS * GROUPS
 
 
 def test_every_version_is_proved(run):

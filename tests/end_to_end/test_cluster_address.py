@@ -115,7 +115,7 @@ def test_a_run_with_an_address_happens_on_that_cluster(
     run = align(tmp_path / "joined", *RUN, f"output={tmp_path}", f"ray_address={address}")
 
     assert (run.summary["status"], run.summary["steps"]) == ("finished", 2)
-    assert run.summary["recount"]["discrepancies"] == []
+    assert run.summary["audit"]["violated"] == []
     assert head.stdin is not None
     head.stdin.write("\n")
     head.stdin.flush()

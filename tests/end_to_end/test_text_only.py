@@ -96,7 +96,7 @@ def second(align, home, first):
 def test_it_finishes_without_a_picture(first):
     run, summary = first
     assert summary["status"] == "finished"
-    assert summary["recount"]["discrepancies"] == []
+    assert summary["audit"]["violated"] == []
     assert summary["comparisons"]["trained"] == STEPS * GROUPS
     assert all(row["media_digest"] is None for row in run.trained)
     assert all(row["score_chosen"] > row["score_rejected"] for row in run.trained)
@@ -143,7 +143,7 @@ def test_resuming_goes_on_from_the_adapter(first, second):
     """One more step than the run was started with; the generator proves the restored adapter first."""
     _, summary_before = first
     assert second.summary["status"] == "finished"
-    assert second.summary["recount"]["discrepancies"] == []
+    assert second.summary["audit"]["violated"] == []
     assert [record["step"] for record in second.lines("metrics.jsonl")] == list(range(1, STEPS + 2))
     events = second.lines("events.jsonl")
     [at] = [i for i, event in enumerate(events) if event["event"] == "resumed"]

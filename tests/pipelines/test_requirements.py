@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -177,3 +177,22 @@ def test_who_reads_recorded_pairs() -> None:
     two = Recorded("w", "chosen") >> Recorded("l", "rejected")
     assert recorded_pairs(recipe(Sample(1) >> Offline())) and recorded_pairs(recipe(Sample(1) >> two))
     assert not recorded_pairs(recipe(Recorded("w", "chosen") >> Sample(1)))
+
+
+def test_mixed_versions_are_refused_where_a_stage_an_engine_or_a_term_forbids_them() -> None:
+    from pipelines.objectives.policy_gradient import PolicyGradient
+
+    def refused(method: Recipe, **sync: Any) -> list[str]:
+        run = settings(sync={"in_flight": "keep", **sync})
+        return [problem for problem in problems(run, method) if problem.startswith("sync.in_flight")]
+
+    plain = recipe(Sample(4))
+    assert refused(plain) == []
+    assert "stage 1 of test learns from the newest alone" in refused(plain, max_lag=0)[0]
+    assert "stage 1 of test learns" in refused(recipe(Sample(4), max_lag=0))[0]
+    mixing = recipe(Sample(4, decoder=Contrast()))
+    assert "the Hugging Face generator decodes whole answers" in refused(mixing)[0]
+    assert list(problems(settings(sync={"in_flight": "abort"}), mixing)) == []
+    ratio = Stage(rollout=Sample(4), compare=Cells({"y": "y@x"}), objective=1.0 * PolicyGradient("y"))
+    [problem] = refused(replace(plain, stages=(ratio,)))
+    assert "PolicyGradient" in problem and "set it to wait or abort" in problem

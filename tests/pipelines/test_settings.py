@@ -322,7 +322,7 @@ def test_the_documentation_has_every_key_and_its_default() -> None:
         value = defaults
         for name in key.split("."):
             value = value[name]
-        written = rows[key].strip("`").replace("null", "None")
+        written = rows[key].strip("`").replace("null", "None").replace("false", "False")
         if isinstance(value, tuple):
             assert written == "[" + ", ".join(map(str, value)) + "]", key
         else:

@@ -250,9 +250,11 @@ def started(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Settings, Path, bool]
 
     def align(settings: Settings, *, run_dir: Path, resume: bool) -> Mapping[str, Any]:
         calls.append((settings, run_dir, resume))
-        discrepancies = settings.method.get("discrepancies", [])
+        evidence = settings.method.get("evidence", [])
+        finding = {"code": "I2", "name": "once", "evidence": evidence}
+        finding |= {"status": "violated" if evidence else "holds", "line": "I2 once: ..."}
         status = settings.method.get("status", "finished")
-        return {"status": status, "heldout": {}, "recount": {"discrepancies": discrepancies}}
+        return {"status": status, "heldout": {}, "audit": {"findings": [finding]}}
 
     module = ModuleType("actors.run")
     module.align = align  # pyright: ignore[reportAttributeAccessIssue]
@@ -287,10 +289,23 @@ def test_a_signal_shows_in_the_exit_status(
     assert len(started) == 1
 
 
-def test_a_recount_that_disagrees_fails_and_says_where(started: list[Any], tmp_path: Path) -> None:
-    result = plumbline("align", f"output={tmp_path}", "method.discrepancies=['step 2: one group too many']")
+def test_a_violated_invariant_fails_and_says_where(started: list[Any], tmp_path: Path) -> None:
+    result = plumbline("align", f"output={tmp_path}", "method.evidence=['step 2: one group too many']")
     assert result.exit_code == 1 and "step 2: one group too many" in result.stderr
     assert len(started) == 1
+
+
+def test_a_folder_is_audited_without_a_run(tmp_path: Path) -> None:
+    assert plumbline("audit", tmp_path).exit_code == 2
+    (tmp_path / "config.yaml").write_text("name: a\n")
+    result = plumbline("audit", tmp_path, "--json", tmp_path / "audit.json")
+    assert result.exit_code == 0, result.output
+    assert result.stdout.splitlines()[1] == "I2 once: holds (0 trained comparisons of 0 groups)"
+    assert json.loads((tmp_path / "audit.json").read_text())["violated"] == []
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1, "loss": NaN}\n')
+    result = plumbline("audit", tmp_path)
+    assert result.exit_code == 1
+    assert "plumbline: I8 finite is violated: step 1: loss is nan" in result.stderr
 
 
 def test_nothing_is_started_for_a_mistake(started: list[Any]) -> None:
@@ -308,9 +323,22 @@ def test_each_start_gets_a_folder_and_resume_finds_the_newest(tmp_path: Path) ->
     assert runs.fresh_run_dir(tmp_path, "a").name == "a-11"
     with pytest.raises(SettingsError, match="no run named 'a'"):
         runs.resumable_run_dir(tmp_path, "a")
+    for name in ("a", "a-2", "a-10"):
+        (tmp_path / name / "config.yaml").touch()
+    assert runs.resumable_run_dir(tmp_path, "a").name == "a-10"  # it ended before its first checkpoint
     for name in ("a", "a-2"):
         (tmp_path / name / "checkpoints" / "step-1").mkdir(parents=True)
     assert runs.resumable_run_dir(tmp_path, "a").name == "a-2"
+
+
+def test_a_run_whose_folder_is_lost_is_known_from_the_mirror(tmp_path: Path) -> None:
+    output, mirror = tmp_path / "new-machine", tmp_path / "mirror"
+    (mirror / "a-3" / "checkpoints" / "step-1").mkdir(parents=True)
+    assert runs.resumable_run_dir(output, "a", str(mirror)) == output / "a-3"
+    assert runs.fresh_run_dir(output, "a", f"file://{mirror}") == output / "a-4"  # a new one takes no name
+    assert runs.fresh_run_dir(output, "a", str(tmp_path / "none")) == output / "a"
+    with pytest.raises(SettingsError, match=r"checkpoint\.mirror: 'nosuch://x' cannot be read"):
+        runs.fresh_run_dir(output, "a", "nosuch://x")
 
 
 def test_recipes_lists_parameters_with_defaults(tmp_path: Path) -> None:

@@ -117,6 +117,8 @@ def test_margins_golden() -> None:
         "accuracy/text": (1.0, 2.0),
         "logp_chosen": (-4.0, 2.0),
         "logp_rejected": (-6.0, 2.0),
+        "length_chosen": (4.0, 2.0),  # two tokens each
+        "length_rejected": (6.0, 2.0),
         "margin/media": (0.5, 1.0),
         "accuracy/media": (1.0, 1.0),
     }
