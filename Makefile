@@ -9,7 +9,8 @@ ROW ?=
 ARGS ?=
 READY := $(VENV)/.ready-$(EXTRA)
 
-.PHONY: setup align test lint docs goldens seeds controls margins signatures clean
+.PHONY: setup align test lint docs goldens seeds controls margins signatures chaos chaos-real bench-recovery \
+	determinism planning clean
 
 setup: $(READY)
 
@@ -51,6 +52,25 @@ signatures: setup
 # Long runs with a bounded time each; finished runs under runs/seeds are not repeated.
 seeds controls margins: setup
 	$(BIN)/python -m benchmarks.seeds $(if $(filter seeds,$@),align,$@) $(ARGS)
+
+# Kills: 1,000 of light workers (45 minutes at most), 25 of vLLM and DeepSpeed processes (60 minutes at most).
+chaos: setup
+	$(BIN)/python -m benchmarks.chaos protocol $(ARGS)
+
+chaos-real: setup
+	$(BIN)/python -m benchmarks.chaos real $(ARGS)
+
+# Recovery times per role, and goodput under kills against a clean run (20 minutes).
+bench-recovery: setup
+	$(BIN)/python -m benchmarks.chaos recovery $(ARGS)
+
+# Runs resumed from random kill points against runs that were never interrupted, by SHA-256.
+determinism: setup
+	$(BIN)/python -m benchmarks.determinism $(ARGS)
+
+# What `plumbline plan` predicts against what runs do.
+planning: setup
+	$(BIN)/python -m benchmarks.planning $(ARGS)
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .hypothesis

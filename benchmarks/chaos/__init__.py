@@ -1,0 +1,1 @@
+"""Faults on purpose: a protocol harness with light workers, real processes under kills, recovery times."""
