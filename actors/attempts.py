@@ -13,11 +13,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from actors.attempt import Attempt, Desk, Loss, Services
-from actors.guards import Stopped
 from actors.plan import Plan, sweep
 from pipelines.loop import RoleFailed, RunFailed
 
-__all__ = ["Attempt", "Attempts", "Desk", "Loss", "Services", "Stopped"]
+__all__ = ["Attempt", "Attempts", "Desk", "Loss", "Services"]
 
 
 @dataclass

@@ -95,11 +95,11 @@ def commit(run_dir: Path, step: int, attempt: int, facts: Mapping[str, Any]) -> 
     manifest = {**facts, "format": FORMAT, "attempt": attempt, "step": step, "files": files}
     _write(partial / MANIFEST, _sealed(manifest))
     for folder in (partial, *(path for path in partial.rglob("*") if path.is_dir())):
-        _sync_folder(folder)
+        sync_folder(folder)
     if final.exists():
         _put_aside(run_dir, step)
     os.rename(partial, final)
-    _sync_folder(root(run_dir))
+    sync_folder(root(run_dir))
     _remove(run_dir, _aside(run_dir, step, "replaced"))
     return final
 
@@ -305,7 +305,8 @@ def _write(file: Path, content: bytes) -> None:
         os.close(handle)
 
 
-def _sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
+    """Make renames in a folder survive a loss of power."""
     handle = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(handle)

@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from actors.checkpoints import sync_folder
 from pipelines.loop import RoleFailed
 from pipelines.types import WeightVersion
 
@@ -111,7 +112,7 @@ class Folders:
         if folder.exists():  # of an earlier attempt
             shutil.rmtree(folder)
         os.replace(partial, folder)
-        _sync(self._root)
+        sync_folder(self._root)
         self._count = 0
         for older in self._root.glob("version-*"):
             if int(older.name.removeprefix("version-")) <= version.number - KEPT:
@@ -144,11 +145,3 @@ def _write(path: Path, content: bytes) -> None:
         file.write(content)
         file.flush()
         os.fsync(file.fileno())
-
-
-def _sync(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

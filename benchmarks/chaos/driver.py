@@ -24,7 +24,7 @@ from typing import Any
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from actors.attempts import Attempts, Desk, Stopped
+from actors.attempts import Attempts, Desk
 from actors.fleet import Fleet
 from actors.ledger import Ledger
 from actors.plan import Plan
@@ -285,8 +285,6 @@ async def _go(case: Case, resume: bool, counts: dict[str, Any]) -> tuple[str, in
     status, code = "finished", 0
     try:
         await run.execute()
-    except Stopped:
-        pass
     except Exception as error:
         status, code = f"failed: {type(error).__name__}: {error}", 3
     counts.update(run.attempts.counts)
