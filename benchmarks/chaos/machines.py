@@ -32,12 +32,17 @@ class Machines:
         environment: Mapping[str, str] | None = None,
     ) -> None:
         # Ray replaces a loopback address by the machine's own unless clusters are switched off.
-        os.environ[ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR] = "0"
         ray_constants.ENABLE_RAY_CLUSTER = False
-        # How long a driver waits for a lost head before Ray ends it; 60 s by default.
-        os.environ.update({"RAY_gcs_rpc_server_reconnect_timeout_s": str(HEAD_S)})
-        known = os.environ.get("PYTHONPATH", "")
-        os.environ.update({"PYTHONPATH": os.pathsep.join([ROOT, known]), **(environment or {})})
+        told = {
+            ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR: "0",
+            # How long a driver waits for a lost head before Ray ends it; 60 s by default.
+            "RAY_gcs_rpc_server_reconnect_timeout_s": str(HEAD_S),
+            "PYTHONPATH": os.pathsep.join([ROOT, os.environ.get("PYTHONPATH", "")]),
+            **(environment or {}),
+        }
+        # Drivers and further nodes read it too, so it holds until `stop`, and not a moment longer.
+        self._before = {name: os.environ.get(name) for name in told}
+        os.environ.update(told)
         from ray.cluster_utils import Cluster
 
         self._cpus, self._store_bytes = cpus, store_bytes
@@ -93,6 +98,11 @@ class Machines:
             time.sleep(0.05)
         for pid, born in pids.items():
             kill(pid, born)
+        for name, value in self._before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
 
 
 def raylet(node: Any) -> int:

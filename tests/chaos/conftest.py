@@ -17,6 +17,8 @@ from benchmarks.chaos.play import Play
 from benchmarks.chaos.played import Played
 from tests.chaos.scripts import CRASH, GARBAGE, POISON, RESPONSES_LOST, SCRIPTS
 
+TEST = "PYTEST_CURRENT_TEST"
+
 
 class Cluster:
     """The machines of all scripts; a lost head is replaced."""
@@ -25,14 +27,14 @@ class Cluster:
         self.machines = Machines()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def cluster() -> Iterator[Cluster]:
     held = Cluster()
     yield held
     held.machines.stop()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def played(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Played]:
     """Plays a script, once."""
 
@@ -53,7 +55,7 @@ def played(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Callab
     return play
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def strangers(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple[Played, Path]]:
     """Plays without strikes on clusters of their own: lost RPC responses, a small object store."""
 
@@ -76,13 +78,14 @@ def strangers(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple
     return play
 
 
-@pytest.fixture(scope="session", autouse=True)
+@pytest.fixture(scope="module", autouse=True)
 def nothing_is_left() -> Iterator[None]:
-    """What the lane started is gone when it ends."""
-    before = _children()
+    """What a module started is gone when it ends, and so is what it told processes to come."""
+    before, told = _children(), dict(os.environ)
     yield
     left = _children() - before
     assert not {pid for pid in left if started_at(pid) is not None}
+    assert {k: v for k, v in os.environ.items() if k != TEST} == {k: v for k, v in told.items() if k != TEST}
 
 
 def _children() -> set[int]:
