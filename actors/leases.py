@@ -26,6 +26,7 @@ class Entry:
     lease: Lease
     prompt: str  # its id
     since: float  # when the lease was issued, by the ledger's clock
+    alone: bool = False  # nothing else is under way beside the lease
     verdict: Verdict | None = None  # its last lease is void, and this is what becomes of the group
     faults: list[dict[str, Any]] = field(default_factory=list[dict[str, Any]])
     group: Group | None = None
@@ -60,11 +61,13 @@ class Entry:
         return self.group
 
     def renew(self, lease: Lease, since: float) -> None:
+        self.alone = self.verdict == "alone"
         self.lease, self.since, self.verdict = lease, since, None
 
     def void(self, fault: Fault, max_tries: int, when: float) -> Verdict:
         """The lease failed. The last try is made alone: whoever shares a worker with a group that kills it
-        collects faults as well, and must not be convicted with it."""
+        collects faults as well, and must not be convicted with it. Nor does one death prove it then, since
+        workers also die by themselves: it takes `max_tries - 1` deaths with nothing else under way."""
         self.faults.append(
             {
                 "role": fault.role,
@@ -73,15 +76,21 @@ class Entry:
                 "retry": fault.retry,
                 "generator": self.lease.generator,
                 "fence": self.lease.fence,
+                "alone": self.alone,
                 "when": round(when, 3),
             }
         )
         tries = self.tries
-        if not fault.retry or tries >= max_tries or len(self.faults) >= PATIENCE * max_tries:
+        proved = not _is_death(self.faults[-1]) or self._lone_deaths >= max_tries - 1
+        if not fault.retry or (tries >= max_tries and proved) or len(self.faults) >= PATIENCE * max_tries:
             self.verdict = "drop"
         else:
-            self.verdict = "alone" if 0 < tries == max_tries - 1 else "again"
+            self.verdict = "alone" if 0 < max_tries - 1 <= tries else "again"
         return self.verdict
+
+    @property
+    def _lone_deaths(self) -> int:
+        return sum(_is_death(fault) and fault["alone"] for fault in self.faults)
 
 
 @dataclass
@@ -110,9 +119,13 @@ class Deadlines:
         return self.clock() - self._issued[0][0] if self._issued else 0.0
 
 
+def _is_death(fault: Mapping[str, Any]) -> bool:
+    return fault["reason"].endswith("_died")
+
+
 def _dead_actor(fault: Mapping[str, Any]) -> str | None:
     """The id of the actor whose death made a lease fail (`actors.remote.cause_of_death`)."""
-    found = re.search(r"\[actor (\w+)\]", fault["detail"]) if fault["reason"].endswith("_died") else None
+    found = re.search(r"\[actor (\w+)\]", fault["detail"]) if _is_death(fault) else None
     return found[1] if found else None
 
 

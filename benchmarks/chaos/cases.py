@@ -18,7 +18,7 @@ SETTINGS: dict[str, Any] = {
         "scorers": 2,
         "perturbers": 1,
         "max_tokens": 6,
-        "max_tries": 8,  # at a kill every half second three would convict the innocent
+        "max_tries": 5,  # at a kill every second three would convict the innocent
         "engine": {"timeout_s": 5, "start_timeout_s": 30},
     },
     "learner": {

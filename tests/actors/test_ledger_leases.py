@@ -49,9 +49,31 @@ def fail(ledger: Ledger, cursor: int, reason: str = "scorer_died") -> str:
 )
 def test_the_last_try_is_alone_and_then_the_group_is_dropped(tries: int, verdicts: list[str]) -> None:
     ledger = make(max_tries=tries)
-    assert [fail(ledger, 0) for _ in verdicts] == verdicts
+    assert [fail(ledger, 0, "engine_dead") for _ in verdicts] == verdicts
     assert counts(ledger)["dropped"] == {"dead_letter": 1} and counts(ledger)["retried"] == tries - 1
     assert now(ledger.issue("p0", 0, 0, 0)) is None
+
+
+@pytest.mark.parametrize(
+    ("tries", "verdicts"),
+    [
+        (1, ["drop"]),
+        (2, ["alone", "drop"]),
+        (3, ["again", "alone", "alone", "drop"]),
+        (4, ["again", "again", "alone", "alone", "alone", "drop"]),
+    ],
+)
+def test_one_death_while_nothing_else_is_under_way_does_not_convict(tries: int, verdicts: list[str]) -> None:
+    ledger = make(max_tries=tries)
+    assert [fail(ledger, 0) for _ in verdicts] == verdicts
+    [letter] = told(ledger, "dead_letter")
+    assert [one["alone"] for one in letter["faults"]] == [False, *(v == "alone" for v in verdicts[:-1])]
+
+
+def test_a_fault_of_its_own_after_a_death_convicts_at_once() -> None:
+    ledger = make(max_tries=3)
+    assert [fail(ledger, 0), fail(ledger, 0), fail(ledger, 0)] == ["again", "alone", "alone"]
+    assert fail(ledger, 0, "engine_dead") == "drop"
 
 
 def test_the_death_of_one_worker_speaks_once_against_a_group() -> None:
@@ -61,7 +83,7 @@ def test_the_death_of_one_worker_speaks_once_against_a_group() -> None:
         died = fault(lease, reason="perturber_died")
         died = replace(died, detail=f"process 7 on 10.0.0.1 died: killed [actor {actor}]")
         verdicts.append(now(ledger.fail(died, lease)))
-    assert verdicts == ["again", "again", "again", "alone", "alone", "drop"]
+    assert verdicts == ["again", "again", "again", "alone", "alone", "drop"]  # the two last deaths were alone
 
 
 def test_a_dead_letter_holds_all_that_is_known_of_it() -> None:
