@@ -42,7 +42,7 @@ def test_who_shares_a_generator_with_a_poisoned_prompt_is_not_convicted_with_it(
     assert counts["dropped"] == {"dead_letter": 1} and counts["trained"] == 16
     assert len(beside) == 4 and len(beside[0]) >= 3 and beside[2:] == [set(), set()]
     [letter] = [e for e in asyncio.run(world.ledger.events(0)) if e["event"] == "dead_letter"]
-    assert letter["cursor"] == 2 and len(letter["faults"]) == 3
+    assert letter["cursor"] == 2 and len(letter["faults"]) == 4
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -250,7 +250,7 @@ def end_of(world: World, limits: Limits, **services: Any) -> BaseException:
         driving = drive(
             roles["prompts"], producer, roles["ledger"], world.fleet, world.admission, world.stop, limits
         )
-        found = await asyncio.gather(asyncio.wait_for(driving, 5), return_exceptions=True)
+        found = await asyncio.gather(asyncio.wait_for(driving, 60), return_exceptions=True)
         await asyncio.sleep(0.01)  # a call that was cancelled ends in the next turn
         assert len(asyncio.all_tasks()) == 1  # nothing outlives the loop
         return found[0]
