@@ -265,7 +265,7 @@ def test_a_ledger_that_dies_or_is_silent_ends_the_attempt_by_its_name(
 ) -> None:
     world = World(groups=2)
     limits = replace(FAST, call_s=0.4)
-    found = end_of(world, limits, ledger=Broken(world.ledger, call, error))
+    found = end_of(world, limits, ledger=Broken(world.ledger, call, error, after=0))
     assert isinstance(found, RoleFailed) and found.role == "ledger"
     assert found.reason == ("ledger_died" if error else "timeout")
 
