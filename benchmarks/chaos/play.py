@@ -40,8 +40,9 @@ AHEAD = 4
 MORE = 60  # prompts that a run still gets after the last strike
 # Ends that name a role and a cause; the run is resumed, and they are listed in the result.
 NAMED = ("failed: RunFailed: ", "failed: RoleFailed: ")
-# By SIGTERM: the run's own, and Ray's handler, which is in charge until the run's is installed.
-STOPPED = (128 + signal.SIGTERM, signal.SIGTERM)
+# By SIGTERM: the run's own handler, Ray's, which is in charge until the run's is installed, and nobody's: a
+# driver that is still importing, or is done.
+STOPPED = (128 + signal.SIGTERM, signal.SIGTERM, -signal.SIGTERM)
 FLEET_ROLES = ("generator", "scorer", "perturber")
 
 
