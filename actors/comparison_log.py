@@ -69,7 +69,8 @@ def _schema() -> Any:
     words = ("group", "comparison", "edge", "edges", "cells", "prompt_id", "prompt_digest", "prompt_text")
     words += ("sampled_chosen", "sampled_rejected", "media_digest", "damaged_digest", "damage")
     words += ("chosen", "rejected", "parts_chosen", "parts_rejected", "margins")
-    words += ("version_digest", "version_spans", "missing_chosen", "missing_rejected")
+    words += ("version_digest", "version_spans", "missing_chosen", "missing_rejected", "origin")
+    words += ("feedback_versions",)
     return pa.schema(
         [(name, pa.int64()) for name in whole]
         + [(name, pa.string()) for name in words]
@@ -99,6 +100,10 @@ def _row(group: Group, comparison: Comparison, margins: Mapping[str, float]) -> 
         "version_newest": max((b.newest for b in behaviours), default=None),
         "version_digest": _digest(behaviours),
         "version_spans": _spans(comparison),
+        "origin": _origin(prompt, winner),
+        "feedback_versions": None
+        if winner.behaviour
+        else ",".join(prompt.gold.get("versions") or ()) or None,
         "prompt_id": prompt.id,
         "prompt_digest": prompt.digest,
         "prompt_text": _text(prompt),
@@ -119,6 +124,15 @@ def _row(group: Group, comparison: Comparison, margins: Mapping[str, float]) -> 
         "margin_media": margins.get("media"),
         "margins": json.dumps({name: _finite(value) for name, value in margins.items()}),
     }
+
+
+def _origin(prompt: Prompt, winner: Candidate) -> str:
+    """Where `chosen` comes from: "sampled" by this run, "recorded" in the data, or a server's feedback, as
+    in "feedback:choice" (`feedback_versions` are then those that the server had)."""
+    if winner.behaviour:
+        return "sampled"
+    told = prompt.gold.get("feedback")
+    return f"feedback:{told}" if told else "recorded"
 
 
 def _digest(behaviours: Sequence[Behaviour]) -> str | None:

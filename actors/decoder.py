@@ -127,6 +127,7 @@ class HuggingFaceGenerator(Holder):
             "load": self._gate.load.to_json(),
             "sampled_tokens": self._sampled_tokens,
             "cut_transfers": self.cut_transfers,
+            "fallbacks": self.fallbacks,
             "aborted": self._gate.aborted,
         }
 

@@ -11,6 +11,7 @@ from typing import Any, Literal, TypeVar
 from actors import proof
 from actors.gate import Gate
 from actors.processing import Processing
+from actors.proof import Verdict
 from actors.prover import Held, Prover, Subject
 from actors.transfer import Arrays, Shipment, receive
 from pipelines.decoding import Decoder
@@ -60,6 +61,7 @@ class Holder(ABC):
         self.timeout_s = timeout_s
         self.in_flight = in_flight
         self.cut_transfers = 0  # weights that did not arrive whole
+        self.fallbacks = 0  # broadcasts that did not, after which the same weights came another way
         self._gate = Gate(name)
         self._adopting = asyncio.Lock()
         self._prover: Prover | None = None
@@ -102,8 +104,7 @@ class Holder(ABC):
         if self._prover is None:
             raise RuntimeError(f"generator {self.name!r} was not started")
         async with self._adopting:
-            arrays = await self._fetched(f"weight version {version.number}", tensors)
-            received = await asyncio.to_thread(proof.judge_bytes, version, arrays)
+            arrays, received = await self._received(version, tensors)
             if received.result == "failed":
                 result = self._prover.refused(version, received)
                 await self._gate.shut(_unproved(result))
@@ -121,6 +122,23 @@ class Holder(ABC):
         """New weights wait until the answers under way have left."""
         if self.in_flight == "abort":
             self._gate.abort()
+
+    async def _received(self, version: WeightVersion, tensors: Arrays | Shipment) -> tuple[Arrays, Verdict]:
+        """A version's tensors, and whether they are what was published: by broadcast, else as ever."""
+        fell_back: dict[str, str] = {}
+        if isinstance(tensors, Shipment) and tensors.call is not None:
+            from actors.collective import NotCollected, taken
+
+            try:
+                return await asyncio.wait_for(asyncio.to_thread(taken, version, tensors.call), self.timeout_s)
+            except NotCollected as error:
+                fell_back["fell_back"] = str(error)
+            except TimeoutError:  # the thread hangs in spite of its deadlines
+                fell_back["fell_back"] = f"timeout: no broadcast within {self.timeout_s:g} s"
+            self.fallbacks += 1
+        arrays = await self._fetched(f"weight version {version.number}", tensors)
+        received = await asyncio.to_thread(proof.judge_bytes, version, arrays)
+        return arrays, replace(received, detail={**received.detail, **fell_back})
 
     async def _fetched(self, what: str, tensors: Any) -> Any:
         if not isinstance(tensors, Shipment):

@@ -17,7 +17,7 @@ from importlib.metadata import version as installed
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from actors import checkpoints, disk
+from actors import checkpoints, disk, publishing
 from actors.comparison_log import write_comparisons, write_media
 from actors.mirror import Mirror, Mirroring
 from actors.tickets import BODIES
@@ -27,6 +27,7 @@ from pipelines.settings import Settings
 from pipelines.types import Canary, Shard, TensorDigest, WeightVersion
 
 if TYPE_CHECKING:  # the order of a rank's work can be tried with a light learner, which starts without torch
+    from actors.collective import Sender
     from actors.learner import Learner
     from actors.step_log import StepResult
     from pipelines.recipe import Recipe
@@ -56,11 +57,18 @@ class Ports(Protocol):
 
 
 class RayPorts:
-    """Ports that are actors. `folders`: versions travel by disk."""
+    """Ports that are actors. `folders`: versions travel by disk. `sender`: by broadcast as well."""
 
-    def __init__(self, ledger: Any, publisher: Any, timeout_s: float, folders: Folders | None = None) -> None:
+    def __init__(
+        self,
+        ledger: Any,
+        publisher: Any,
+        timeout_s: float,
+        folders: Folders | None = None,
+        sender: Sender | None = None,
+    ) -> None:
         self._ledger, self._publisher, self._timeout_s = ledger, publisher, timeout_s
-        self._folders = folders
+        self._folders, self._sender = folders, sender
 
     def _get(self, ref: Any, what: str, timeout_s: float | None = None) -> Any:
         import ray
@@ -84,7 +92,9 @@ class RayPorts:
         return self._get(ref, f"the ledger, asked for step {step},", PULL_TIMEOUT_S)
 
     def trained(self, attempt: int, step: int, metrics: Mapping[str, float]) -> None:
-        self._get(self._ledger.trained.remote(attempt, step, dict(metrics)), "the ledger")
+        sent = self._sender.counts if self._sender is not None else {}
+        metrics = {**metrics, **{f"collective/{name}": count for name, count in sent.items()}}
+        self._get(self._ledger.trained.remote(attempt, step, metrics), "the ledger")
 
     def snapshot(self, step: int) -> Mapping[str, Any]:
         return self._get(self._ledger.snapshot.remote(step), "the ledger")
@@ -97,12 +107,24 @@ class RayPorts:
             self._folders.hold(number, tensors)
         else:
             self._get(self._publisher.hold.remote(attempt, number, tensors), "the publisher")
+        if self._sender is not None:
+            self._sender.hold(number, tensors)
 
     def publish(self, version: WeightVersion) -> None:
         folder = self._folders.publish(version) if self._folders is not None else None
-        self._get(self._publisher.publish.remote(version, folder=folder), "the publisher")
+        call = self._sender.open(version) if self._sender is not None else None
+        waiting = self._get(
+            self._publisher.publish.remote(version, folder=folder, call=call), "the publisher"
+        )
+        if self._sender is not None:
+            self._sender.send(waiting)
         out = self._ledger.published.remote(version.number, version.digest, version.step)
         self._get(out, "the ledger")
+
+    def close(self, within_s: float) -> None:
+        """Let those who take the last version have it, if they are quick."""
+        if self._sender is not None:
+            self._sender.close(within_s)
 
 
 def boundaries(settings: Settings, recipe: Recipe) -> frozenset[int]:
@@ -256,6 +278,7 @@ class Loop:
         if self._mirroring is not None:
             held |= self._mirroring.held
             self._mirroring.offer(committed)
+        publishing.offer(self.settings, committed, self.step)
         checkpoints.prune(self.run_dir, self.settings.checkpoint.keep, held)
 
     def _facts(self, ledger: Mapping[str, Any]) -> dict[str, Any]:
@@ -303,6 +326,7 @@ def train_loop(config: dict[str, Any]) -> None:
         config["publisher"],
         float(settings.learner.collective_timeout_s),
         Folders(Path(config["run_dir"]) / "weights") if settings.sync.transport == "disk" else None,
+        sender_of(settings, learner.rank),
     )
     ports.enlist(learner.rank)
     loop = Loop(
@@ -318,4 +342,19 @@ def train_loop(config: dict[str, Any]) -> None:
         need=saving.estimate(learner),
         notice=train.get_preemption_info,
     )
-    train.report({"step": loop.run()})
+    step = loop.run()
+    ports.close(settings.stop_grace_s / 2)
+    train.report({"step": step})
+
+
+def sender_of(settings: Settings, rank: int) -> Sender | None:
+    """Who broadcasts: rank 0, where the settings ask for it."""
+    if settings.sync.transport != "collective" or rank:
+        return None
+    import ray
+
+    from actors.collective import Sender, backend_of
+
+    # Half of what one weight sync may take, so that the other half is left for the other way.
+    timeout_s = settings.rollout.engine.timeout_s / 2
+    return Sender(backend_of(settings), ray.util.get_node_ip_address(), timeout_s)

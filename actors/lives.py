@@ -179,6 +179,8 @@ class Lives:
             adopting = remote.adopt(version, shipment)
             proof: Proof = await within(limit, member, adopting, f"adopt version {version.number}")
             self._journal.write("proof", **asdict(proof), holds=proof.holds)
+            if cause := proof.detail.get("bytes", {}).get("fell_back"):
+                self._journal.write("fell_back", generator=member.name, version=proof.version, cause=cause)
             if not proof.holds:
                 raise RoleFailed("unproved", member.name, _unproved(proof))
             if reference and reference[0] != member.reference:

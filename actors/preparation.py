@@ -12,6 +12,7 @@ from actors.plan import Plan
 from actors.processing import Processing
 from pipelines import recipes
 from pipelines.data import DataError, Source, admit, open_source
+from pipelines.programs.served import with_served
 from pipelines.settings import Settings, SettingsError, model_path, to_yaml
 from pipelines.types import Canary
 
@@ -22,7 +23,7 @@ def prepare(settings: Settings, run_dir: Path, *, resume: bool) -> Plan:
     Raises SettingsError, NotACheckpoint or DataError with one clear message.
     """
     run_dir = run_dir.absolute()  # workers have working directories of their own
-    recipe = recipes.load(settings.recipe, settings.method)
+    recipe = with_served(recipes.load(settings.recipe, settings.method), settings)
     base = model_path(settings)
     source = open_source(settings)
     if settings.checkpoint.mirror is not None:

@@ -1,5 +1,7 @@
 """How the bytes of a weight version travel: in buckets, each by itself, through the object store or by disk.
 
+`actors/collective.py` is the third way, which falls back on these.
+
 A taker gets a `Shipment`, which is small, and pulls the buckets one after the other. It loads nothing before
 all of them are there, so that a sender that dies half-way leaves it as it was. Free of torch and Ray.
 """
@@ -34,6 +36,7 @@ class Shipment:
 
     buckets: tuple[Any, ...] = ()  # references to name -> array, or, without Ray, the arrays themselves
     folder: str | None = None
+    call: Any = None  # to a broadcast of the same bytes (`actors.collective.Call`), to be tried first
 
 
 def in_buckets(tensors: Iterable[tuple[str, NDArray[Any]]], most: int) -> Iterator[dict[str, NDArray[Any]]]:

@@ -6,13 +6,15 @@
    What is handed out are references, one per bucket, or a folder: never bytes.
 4. `next` waits for the oldest version a taker has not seen; `latest` is for one that joins.
 5. A reference that the learner moved travels with every later version, with a number that tells a new one.
-6. Only the last `keep` versions are held: a taker further behind gets the oldest that is left.
+6. A call to a broadcast goes to those who waited when its version came: it has formed before others ask.
+7. Only the last `keep` versions are held: a taker further behind gets the oldest that is left.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 from actors.transfer import KEPT, Arrays, Shipment
@@ -36,16 +38,23 @@ class Publisher:
         self._coming: tuple[int, list[Any], set[str]] = NOTHING  # number, buckets, names in them
         self._reference: list[Any] = []  # how many there were, and where the newest is
         self._changed = asyncio.Condition()
+        self._waiting = 0  # takers that have all that is published
+        self._call: Any = None  # to the broadcast of the newest version
 
     async def hold(self, attempt: int, number: int, tensors: Arrays) -> None:
         """A bucket of version `number`, which nobody sees yet. Raises as `publish` does."""
         self._accept(attempt, number, tensors)
 
     async def publish(
-        self, version: WeightVersion, tensors: Arrays = EMPTY, folder: str | None = None
-    ) -> None:
+        self,
+        version: WeightVersion,
+        tensors: Arrays = EMPTY,
+        folder: str | None = None,
+        call: Any = None,
+    ) -> int:
         """Take over a version: the last bucket of it, or all of it at once, or where it lies on disk.
 
+        `call`: to its broadcast. Returns the number of takers who waited for the version; they get the call.
         Raises ValueError for an older attempt, a stale number or missing tensors.
         """
         self._accept(version.attempt, version.number, tensors)
@@ -60,7 +69,9 @@ class Publisher:
             for number in sorted(self._held)[: -self._keep]:
                 del self._held[number]
             self._coming = NOTHING  # what is held is referred to from there alone
+            self._call = call
             self._changed.notify_all()
+            return self._waiting
 
     async def refer(self, attempt: int, weights: Mapping[str, Any]) -> None:
         """The reference's weights from the next version on. Raises ValueError for an older attempt."""
@@ -79,11 +90,19 @@ class Publisher:
             return [number for number in self._held if number > after]
 
         async with self._changed:
+            waits = not newer()
+            self._waiting += waits
             try:
                 await asyncio.wait_for(self._changed.wait_for(newer), timeout_s)
             except TimeoutError:
                 return None
-            return self._held[min(newer())]
+            finally:
+                self._waiting -= waits
+            number = min(newer())
+            version, [shipment, *reference] = self._held[number]
+            if waits and number == max(self._held):
+                shipment = replace(shipment, call=self._call)
+            return version, [shipment, *reference]
 
     async def latest(self) -> Handout | None:
         """The newest version, as `next` gives it; None before the first."""

@@ -180,7 +180,7 @@ def check_settings(settings: Settings, folder: Path) -> list[str]:
 
 
 def _source(settings: Settings) -> Path | None:
-    return None if settings.data.source == "glyphs" else Path(settings.data.source)
+    return None if settings.data.source == "glyphs" else settings.data.served or Path(settings.data.source)
 
 
 @contextlib.contextmanager

@@ -14,6 +14,7 @@ from typing import Final
 from pipelines import checkpoint, identity, recipes
 from pipelines.data import DataError, Row, admit, open_source
 from pipelines.editors import load_editor
+from pipelines.programs.served import with_served
 from pipelines.requirements import backend_of, other_models, problems, recorded_pairs, sees
 from pipelines.rewards import load_reward
 from pipelines.rewards.probe import MIN_PAIRS, text_probe_auc
@@ -78,7 +79,7 @@ def _packages(settings: Settings) -> str:
 def recipe(settings: Settings) -> str:
     """Build the recipe with its parameters, and see that this run can follow it. Raises SettingsError."""
     try:
-        built = recipes.load(settings.recipe, settings.method)
+        built = with_served(recipes.load(settings.recipe, settings.method), settings)
     except ValueError as error:
         raise SettingsError(str(error)) from error
     if found := list(problems(settings, built)):
@@ -130,7 +131,7 @@ def _data(settings: Settings) -> str:
 def _media(settings: Settings) -> str:
     """A recipe that damages media learns nothing from rows without any."""
     try:
-        built = recipes.load(settings.recipe, settings.method)
+        built = with_served(recipes.load(settings.recipe, settings.method), settings)
     except ValueError:  # is found where the recipe is checked
         return "unknown recipe"
     step = sees(built)
@@ -148,7 +149,7 @@ def _media(settings: Settings) -> str:
 def _pairs(settings: Settings) -> str:
     """Pairs whose sides a linear probe tells apart teach the difference of their sources (More is Less)."""
     try:
-        built = recipes.load(settings.recipe, settings.method)
+        built = with_served(recipes.load(settings.recipe, settings.method), settings)
     except ValueError:  # is found where the recipe is checked
         return "unknown recipe"
     if not recorded_pairs(built):

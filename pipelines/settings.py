@@ -21,6 +21,8 @@ SCORER_CPUS: Final = 0.1
 PERTURBER_CPUS: Final = 0.1
 DATA_CPUS: Final = 1.0  # Ray Data starves silently when actors hold every CPU
 
+SERVED: Final = "serving://"
+
 Positive = Annotated[int, Field(gt=0)]
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 Momentum = Annotated[float, Field(ge=0.0, lt=1.0)]
@@ -33,15 +35,24 @@ class Section(BaseModel):
 
 
 class DataSettings(Section):
-    """Where prompts come from: the embedded world, or a JSONL or Parquet file."""
+    """Where prompts come from: the embedded world, a JSONL or Parquet file, or a server's feedback."""
 
-    source: str = Field(default="glyphs", min_length=1)  # "glyphs", or the path of a .jsonl or .parquet file
+    # "glyphs", the path of a .jsonl or .parquet file, or serving://FOLDER
+    source: str = Field(default="glyphs", min_length=1)
     # glyphs: scenes (default: enough for the run); a file: at most this many rows
     count: Positive | None = None
     questions: Share = 0.2  # glyphs: share of the rows that ask a yes/no question instead of a caption
     max_bad_rows: Annotated[int, Field(ge=0)] = 0  # more than this many unusable rows end the run
     # area under the ROC curve up to which a linear probe may tell recorded chosen from rejected answers
     max_probe_auc: float = Field(default=1.0, ge=0.5, le=1.0)
+    # serving://: share of the groups with feedback that learn from what was served; in all others the policy
+    # answers the prompt anew
+    recorded_share: Share = 0.5
+
+    @property
+    def served(self) -> Path | None:
+        """The folder of a server's feedback; None: the source is none."""
+        return Path(self.source.removeprefix(SERVED)) if self.source.startswith(SERVED) else None
 
 
 class EngineSettings(Section):
@@ -128,8 +139,9 @@ class SyncSettings(Section):
     max_lag: Annotated[int, Field(ge=0)] = 1
     # what a new version does to answers under way: they finish first, go on under it, or are made again
     in_flight: Literal["wait", "keep", "abort"] = "wait"
-    # how weights travel; "auto": Ray's object store. "disk": the run's folder, which all nodes must share
-    transport: Literal["auto", "object_store", "disk"] = "auto"
+    # how weights travel; "auto": Ray's object store. "disk": the run's folder, which all nodes must share.
+    # "collective": broadcast by rank 0 of the learner (NCCL between whole GPUs, else gloo)
+    transport: Literal["auto", "object_store", "disk", "collective"] = "auto"
     bucket_mib: Positive = 256  # tensors that travel together
 
 
@@ -152,6 +164,14 @@ class RecoverySettings(Section):
     max_restarts: Annotated[int, Field(ge=0)] = 3  # of the learner in a row without a new checkpoint
     # from a loss to the next trained step; a recovery that takes longer ends the run with its cause
     deadline_s: Positive = 900
+
+
+class PublishSettings(Section):
+    """Checkpoints that a running server tries on a share of its clients. Nothing without a registry."""
+
+    registry: str | None = None  # the server's folder of registered checkpoints
+    every: Positive = 1  # checkpoints between two published ones
+    weight: Share = 0.1  # share of the clients that the canary answers
 
 
 Threshold = Annotated[float, Field(gt=0)] | None  # None: this monitor is off
@@ -198,6 +218,7 @@ class Settings(Section):
     sync: SyncSettings = SyncSettings()
     evaluation: EvaluationSettings = EvaluationSettings()
     checkpoint: CheckpointSettings = CheckpointSettings()
+    publish: PublishSettings = PublishSettings()
     recovery: RecoverySettings = RecoverySettings()
     monitors: MonitorSettings = MonitorSettings()
 
@@ -402,7 +423,8 @@ def _resolve_paths(value: dict[str, Any], folder: Path, *, only_existing: bool) 
     if isinstance(data, dict):
         source: Any = cast("dict[str, Any]", data).get("source")
         if isinstance(source, str) and source not in ("", "glyphs"):
-            data["source"] = resolved(source)
+            kind = SERVED if source.startswith(SERVED) else ""
+            data["source"] = kind + resolved(source.removeprefix(kind))
     if isinstance(model, str) and model not in ("", "glyphs"):
         value["model"] = resolved(model)
     for key in ("reward", "editor"):

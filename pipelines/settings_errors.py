@@ -51,7 +51,7 @@ def section_of(annotation: Any) -> type[BaseModel] | None:
 def nearest(key: str, known: list[str]) -> str | None:
     """The known key that somebody most likely meant."""
     leaf = key.rpartition(".")[2]
-    if leaf in ELSEWHERE:
+    if ELSEWHERE.get(leaf) in known:
         return ELSEWHERE[leaf]
     same_leaf = [candidate for candidate in known if candidate.rpartition(".")[2] == leaf]
     if same_leaf:  # right key, wrong section

@@ -36,6 +36,8 @@ OVERRIDES = (
     "learner.groups_per_step=7",  # odd: the ranks get shards of unequal size
     "learner.micro_batch=3",
     "checkpoint.every=4",
+    "sync.transport=collective",
+    "sync.bucket_mib=1",  # so that the small model makes several buckets
     "evaluation.scenes=24",
     "evaluation.questions=12",
 )

@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import math
 import random
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from pipelines.perturbations.prompts import add_text
 from pipelines.rollout import Draft, Drop, Step, Tools
 
 SHARES = ("direction.first", "direction.second")  # the draft's facts
+
+
+def wish(parts: Sequence[str], direction: Sequence[float]) -> str:
+    """A direction as the policy is told it: whole numbers of a hundred, one for each part of the score."""
+    return " ".join(f"{part}: {round(100 * share)}." for part, share in zip(parts, direction, strict=True))
 
 
 @dataclass(frozen=True)
@@ -31,13 +37,10 @@ class Direct(Step):
     async def __call__(self, draft: Draft, tools: Tools, seed: int) -> Draft:
         angle = math.radians(random.Random(seed).uniform(-self.degrees, self.degrees))
         along = (math.cos(angle), math.sin(angle))
-        wish = " ".join(
-            f"{part}: {round(100 * share)}."
-            for part, share in zip((self.first, self.second), along, strict=True)
-        )
+        text = wish((self.first, self.second), along)
         facts = {**draft.facts, **dict(zip(SHARES, along, strict=True))}
         return replace(
-            draft.with_prompt(self.name, add_text(draft.prompt, wish, origin=self.name)), facts=facts
+            draft.with_prompt(self.name, add_text(draft.prompt, text, origin=self.name)), facts=facts
         )
 
 

@@ -117,6 +117,16 @@ def test_every_weight_version_is_proved_by_every_generator(shared_run, events):
     assert "proved" in moved, "no weight change was ever seen by a canary"
 
 
+def test_broadcasts_carry_versions_and_whoever_misses_one_is_named(metrics, events):
+    proofs = [event for event in events if event["event"] == "proof"]
+    broadcast = [proof for proof in proofs if proof["detail"]["bytes"].get("by") == "gloo"]
+    fell_back = [event for event in events if event["event"] == "fell_back"]
+    assert broadcast and metrics[-1]["collective/took"] >= 1
+    # A taker that was too slow for a deadline is named, and has the version all the same.
+    assert all(event["cause"] for event in fell_back)
+    assert len(broadcast) + len(fell_back) <= len(proofs)
+
+
 def test_the_lag_stays_within_its_bound(shared_run, trained):
     assert shared_run.summary["lag"]["max"] <= 1
     assert all(row["version_oldest"] == row["version_newest"] for row in trained)
