@@ -218,18 +218,145 @@ def audit(
 @app.command()
 @one_message
 def serve(
-    target: Annotated[Path, typer.Argument(metavar="RUN_OR_CHECKPOINT")],
-    port: Annotated[int, typer.Option(min=1, max=65535)] = 8000,
-    host: str = "127.0.0.1",
-    gpus: Annotated[int, typer.Option(min=0, help="GPUs of the engine; 0 serves on CPU.")] = 0,
+    arguments: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[RUN_OR_CHECKPOINT] [SERVER.yaml] [a.b=c ...]",
+            help="What to serve, settings of the server, and overrides of single keys.",
+        ),
+    ] = None,
+    port: Annotated[int | None, typer.Option(min=1, max=65535, help="Short for port=N.")] = None,
+    host: Annotated[str | None, typer.Option(help="Short for host=HOST.")] = None,
+    name: Annotated[str | None, typer.Option(help="What clients call the model.")] = None,
 ) -> None:
-    """Answer OpenAI-compatible chat completions with an aligned model."""
-    from serving.app import NotServable, ServeError
-    from serving.app import serve as run
+    """Answer OpenAI-compatible requests with an aligned model."""
+    from serving import app as server
+
+    given = list(arguments or ())
+    overrides = [one for one in given if "=" in one]
+    files = [Path(one) for one in given if one.endswith((".yaml", ".yml"))]
+    targets = [Path(one) for one in given if one not in overrides and Path(one) not in files]
+    if len(files) > 1 or len(targets) > 1:
+        raise SettingsError(f"serve: expected at most one run or checkpoint and one YAML file, got {given}")
+    overrides += [f"{key}={value}" for key, value in (("port", port), ("host", host)) if value is not None]
+    settings = server.load(files[0] if files else None, overrides)
+    try:
+        raise typer.Exit(server.serve(targets[0] if targets else None, settings, name=name))
+    except (server.NotServable, server.ServeError) as error:
+        raise _refusal(error) from None
+
+
+RegistryOption = Annotated[Path, typer.Option("--registry", metavar="DIR", help="Folder of the registry.")]
+
+
+@app.command()
+@one_message
+def promote(
+    target: Annotated[
+        str, typer.Argument(metavar="RUN_OR_CHECKPOINT", help="Or the id of a registered version.")
+    ],
+    overrides: Annotated[list[str] | None, typer.Argument(metavar="[a.b=c ...]")] = None,
+    registry: RegistryOption = Path("registry"),
+    gate: Annotated[Path | None, typer.Option(metavar="GATE.yaml", help="Conditions of the gate.")] = None,
+    force: Annotated[bool, typer.Option("--force", help="Without the gate; say why.")] = False,
+    reason: Annotated[str | None, typer.Option(help="Kept in the history.")] = None,
+    json_file: JsonOption = None,
+) -> None:
+    """Compare a checkpoint with the one that is served, and serve it from now on if the gate lets it pass."""
+    from serving import app as server
 
     try:
-        raise typer.Exit(run(target, host=host, port=port, gpus=gpus))
-    except (NotServable, ServeError) as error:
+        decided = server.commands.promote(
+            target, registry=registry, gate=gate, overrides=overrides or (), force=force, reason=reason
+        )
+    except server.RegistryError as error:
+        raise _refusal(error) from None
+    _write_json(json_file, decided)
+    if decided["decision"] is not None:
+        Console(width=None if sys.stdout.isatty() else PLAIN_WIDTH).print(
+            server.commands.describe(decided["decision"])
+        )
+    typer.echo(f"{decided['version']}: {'promoted' if decided['promoted'] else 'refused'}: {decided['why']}")
+    raise typer.Exit(0 if decided["promoted"] else RUN_FAILED)
+
+
+@app.command()
+@one_message
+def rollback(
+    reason: Annotated[str, typer.Option(help="Kept in the history.")],
+    registry: RegistryOption = Path("registry"),
+    to: Annotated[str | None, typer.Option(metavar="VERSION", help="An earlier one than the last.")] = None,
+) -> None:
+    """Serve the version before the present one again."""
+    from serving import app as server
+
+    try:
+        entry = server.commands.rollback(registry=registry, reason=reason, to=to)
+    except server.RegistryError as error:
+        raise _refusal(error) from None
+    typer.echo(f"{entry.id} is promoted again; servers that follow {registry} change over by themselves")
+
+
+@app.command()
+@one_message
+def history(registry: RegistryOption = Path("registry"), json_file: JsonOption = None) -> None:
+    """What was registered, promoted, refused and taken back, and why."""
+    from serving import app as server
+
+    try:
+        acts = server.commands.history(registry=registry)
+    except server.RegistryError as error:
+        raise _refusal(error) from None
+    _write_json(json_file, acts)
+    width = None if sys.stdout.isatty() else 2 * PLAIN_WIDTH
+    Console(width=width).print(server.commands.render_history(acts))
+
+
+keys = typer.Typer(help="API keys of a server; the file holds salted hashes alone.", no_args_is_help=True)
+app.add_typer(keys, name="keys")
+KeysFile = Annotated[Path, typer.Argument(metavar="FILE")]
+
+
+@keys.command("add")
+@one_message
+def add_key(
+    file: KeysFile,
+    client: Annotated[str, typer.Argument(metavar="NAME")],
+    consents: Annotated[bool, typer.Option("--consents", help="Its answers may be kept.")] = False,
+) -> None:
+    """Make a key for a client; it is printed once and nowhere kept."""
+    from serving import app as server
+
+    typer.echo(_keys_said(lambda: server.keys.add(file, client, consents=consents)))
+
+
+@keys.command("revoke")
+@one_message
+def revoke_keys(file: KeysFile, client: Annotated[str, typer.Argument(metavar="NAME_OR_ID")]) -> None:
+    """Refuse one key, or all of a client, from now on."""
+    from serving import app as server
+
+    typer.echo(f"{_keys_said(lambda: server.keys.revoke(file, client))} revoked")
+
+
+@keys.command("list")
+@one_message
+def list_keys(file: KeysFile) -> None:
+    """Clients and the ids of their keys; nobody can read the keys themselves."""
+    from serving import app as server
+
+    table = Table("key", "client", "created", "revoked", box=box.SIMPLE_HEAD)
+    for entry in _keys_said(lambda: server.keys.entries(file)):
+        table.add_row(entry.key, entry.client, str(entry.created), str(entry.revoked or ""))
+    Console(width=None if sys.stdout.isatty() else PLAIN_WIDTH).print(table)
+
+
+def _keys_said(act: Callable[[], R]) -> R:
+    from serving import app as server
+
+    try:
+        return act()
+    except server.keys.KeysError as error:
         raise _refusal(error) from None
 
 

@@ -1,4 +1,4 @@
-"""Put a checkpoint behind Ray Serve's LLM application: an OpenAI-compatible endpoint with vLLM underneath."""
+"""Put a checkpoint behind Ray Serve: our gateway in front, vLLM underneath, an OpenAI-compatible endpoint."""
 
 from __future__ import annotations
 
@@ -23,25 +23,35 @@ from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field
 from ray import serve as ray_serve
 
-from actors.placement import PROCESS_ENVIRONMENT, start_on_loopback
+from actors.placement import start_on_loopback
+from serving.access import keys
 from serving.checkpoint import NotServable, Servable, find_servable
+from serving.front import VARIABLE
+from serving.registry import commands
+from serving.registry.followed import Followed
+from serving.registry.registry import Entry, Registry, RegistryError
+from serving.replicas.conductor import NAME, NAMESPACE, Conductor, Fixed, Source
+from serving.replicas.engine_settings import environment
+from serving.replicas.integrity import version_of
+from serving.settings import Settings, load
 
-__all__ = ["NotServable", "ServeError", "Server", "Target", "application", "find_servable", "serve"]
+#: What the command line reaches; it imports nothing else of serving.
+__all__ = [
+    "NotServable",
+    "RegistryError",
+    "ServeError",
+    "Server",
+    "Target",
+    "application",
+    "commands",
+    "keys",
+    "load",
+    "serve",
+]
 
 APPLICATION = "plumbline"
-IMAGES_PER_PROMPT = 4
 START_TIMEOUT_S = 900.0
 STOP_TIMEOUT_S = 5.0  # for processes to end by themselves once Ray has ended
-
-#: What the user's environment sets is kept. `nobind`: vLLM's own core binding kills a worker on shared cores.
-ENGINE_ENVIRONMENT = {
-    **PROCESS_ENVIRONMENT,
-    "VLLM_CPU_KVCACHE_SPACE": "1",
-    "VLLM_CPU_OMP_THREADS_BIND": "nobind",
-}
-
-#: No such host exists: images come inside the request as data URLs; the server fetches nothing for a client.
-NO_REMOTE_MEDIA = ["data-urls-only.invalid"]
 
 
 class ServeError(Exception):
@@ -60,37 +70,38 @@ class Server:
     """A running endpoint."""
 
     servable: Servable
-    host: str
-    port: int
+    settings: Settings
+
+    @property
+    def origin(self) -> str:
+        """Where people reach it; a wildcard host is reachable on loopback as well."""
+        settings = self.settings
+        host = "127.0.0.1" if settings.host in ("0.0.0.0", "::") else settings.host
+        scheme = "https" if settings.tls is not None else "http"
+        return f"{scheme}://[{host}]:{settings.port}" if ":" in host else f"{scheme}://{host}:{settings.port}"
 
     @property
     def url(self) -> str:
-        """Base URL for OpenAI clients; a wildcard host is reachable on loopback as well."""
-        host = "127.0.0.1" if self.host in ("0.0.0.0", "::") else self.host
-        return f"http://[{host}]:{self.port}/v1" if ":" in host else f"http://{host}:{self.port}/v1"
+        """Base URL for OpenAI clients."""
+        return f"{self.origin}/v1"
 
 
 def serve(
-    target: Path,
-    *,
-    host: str = "127.0.0.1",
-    port: int = 8000,
-    gpus: int = 0,
-    ray_address: str | None = None,
-    name: str | None = None,
+    target: Path | None, settings: Settings, *, ray_address: str | None = None, name: str | None = None
 ) -> int:
-    """Serve `target` until SIGINT or SIGTERM and return the exit status: 128 + the signal's number.
+    """Serve until SIGINT or SIGTERM and return the exit status: 128 + the signal's number.
 
-    `gpus` is the number of GPUs the engine is split over (tensor parallel); 0 serves on CPU. Without
-    `ray_address` (or RAY_ADDRESS) a local Ray is started, and ended again. Raises NotServable and ServeError
-    before the endpoint is up; a second signal ends the process at once.
+    `target` is a run or a checkpoint. With `settings.registry` what is promoted there is served, and
+    followed; a target is then its first version. Without `ray_address` (or RAY_ADDRESS) a local Ray is
+    started, and ended again. Raises NotServable and ServeError before the endpoint is up; a second signal
+    ends the process at once.
     """
-    servable = find_servable(target, name)
+    servable, source = _source(target, settings, name)
     address = ray_address or os.environ.get("RAY_ADDRESS") or None
     if address is None:
-        _check_port(host, port)
+        _check_port(settings.host, settings.port)
     try:
-        with running(servable, host=host, port=port, gpus=gpus, address=address) as server:
+        with running(servable, source, settings, address) as server:
             _announce(server)
             while True:
                 signal.pause()
@@ -101,49 +112,79 @@ def serve(
 
 @contextmanager
 def running(
-    servable: Servable, *, host: str, port: int, gpus: int = 0, address: str | None = None
+    servable: Servable, source: Source, settings: Settings, address: str | None = None
 ) -> Iterator[Server]:
     """An endpoint that answers inside the block and is gone after it, with every process it started."""
     print(f"starting {servable.name} from {servable.path}", flush=True)
-    with _connected(address, gpus), _signals_stop():
+    with _connected(address, settings), _signals_stop():
         try:
+            conductor = _conductor({servable.name: source})
             ray_serve.start(
                 proxy_location="HeadOnly",
-                http_options={"host": host, "port": port},
+                http_options=_http_options(settings),
                 logging_config={"log_level": "WARNING"},
             )
             application = ray_serve.RunTarget(
-                target=_application(servable, gpus),
+                target=_application(servable, settings),
                 name=APPLICATION,
                 route_prefix="/",
                 logging_config={"log_level": "WARNING"},
             )
             ray_serve.run_many([application], wait_for_applications_running=False)
             _wait_until_running()
-            yield Server(servable=servable, host=host, port=port)
+            yield Server(servable=servable, settings=settings)
+            del conductor  # until here its handle keeps it alive
         finally:
             ray_serve.shutdown()
 
 
-def engine_config(servable: Servable, gpus: int) -> dict[str, Any]:
-    """The fields of `ray.serve.llm.LLMConfig` for this checkpoint; without `gpus` no GPU is asked for."""
-    # -1: the longest context that fits into the memory for the KV cache, at most the model's own.
-    kwargs: dict[str, Any] = {"allowed_media_domains": NO_REMOTE_MEDIA, "max_model_len": -1}
-    if servable.sees:
-        kwargs["limit_mm_per_prompt"] = {"image": IMAGES_PER_PROMPT, "video": 0}
-    if gpus:
-        kwargs["tensor_parallel_size"] = gpus
-    else:
-        kwargs |= {"enforce_eager": True, "skip_mm_profiling": True}
-    bundle = {"CPU": 1, "GPU": 1} if gpus else {"CPU": 1}
-    return {
-        "model_loading_config": {"model_id": servable.name, "model_source": str(servable.path)},
-        "engine_kwargs": kwargs,
-        "accelerator_config": {"kind": "gpu" if gpus else "cpu"},
-        "placement_group_config": {"bundles": [bundle] * max(gpus, 1)},
-        "deployment_config": {"num_replicas": 1},
-        "runtime_env": {"env_vars": _environment()},
-    }
+def _source(target: Path | None, settings: Settings, name: str | None) -> tuple[Servable, Source]:
+    """What is served, and what says so from now on."""
+    if settings.registry is None:
+        if target is None:
+            raise NotServable("give the run or the checkpoint to serve, or registry=FOLDER")
+        servable = find_servable(target, name)
+        return servable, Fixed(version=version_of(servable.path))
+    registry = Registry(Path(settings.registry))
+    try:
+        promoted, name = _promoted(registry, target, name)
+    except RegistryError as error:
+        raise ServeError(str(error)) from error
+    servable = find_servable(Path(promoted.path), name or promoted.run)
+    return servable, Followed(registry, settings.canary.rules)
+
+
+def _promoted(registry: Registry, target: Path | None, name: str | None) -> tuple[Entry, str | None]:
+    """The version that a registry says, and the model's name; in an empty one the target is the first."""
+    promoted = registry.promoted()
+    if promoted is None:
+        if target is None:
+            raise NotServable(
+                f"{registry.folder}: nothing is promoted there yet; name a run or a checkpoint to begin "
+                "with, or promote one (plumbline promote)"
+            )
+        found = find_servable(target, name)
+        entry = registry.register(found.path)
+        return registry.promote(entry.id, why="the first version served", against=None), found.name
+    if target is not None:
+        raise NotServable(
+            f"{registry.folder}: {promoted.id} is promoted there. Serve it without naming a target, or "
+            f"bring {target} in with plumbline promote"
+        )
+    return promoted, name
+
+
+def _conductor(sources: dict[str, Source], **options: Any) -> Any:
+    """It is restarted where it dies, and finds its way from the registry and from replicas that ask."""
+    known = {"name": NAME, "namespace": NAMESPACE, "num_cpus": 0, "max_restarts": -1}
+    return ray.remote(Conductor).options(**known, max_concurrency=1000, **options).remote(sources)
+
+
+def _http_options(settings: Settings) -> dict[str, Any]:
+    options: dict[str, Any] = {"host": settings.host, "port": settings.port}
+    if settings.tls is not None:
+        options |= {"ssl_certfile": settings.tls.certificate, "ssl_keyfile": settings.tls.key}
+    return options
 
 
 class Target(BaseModel):
@@ -151,47 +192,46 @@ class Target(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    target: Path  # as for `plumbline serve`
-    gpus: int = Field(default=0, ge=0)
+    target: Path | None = None  # as for `plumbline serve`
     name: str | None = None
+    settings: dict[str, Any] = Field(default_factory=dict[str, Any])
 
 
 def application(args: dict[str, Any]) -> Any:
     """For Serve's configuration files: `import_path: serving.app:application`. Raises NotServable."""
     wanted = Target.model_validate(args)
-    return _built(find_servable(wanted.target, wanted.name), wanted.gpus)
+    settings = Settings.model_validate(wanted.settings)
+    servable, source = _source(wanted.target, settings, wanted.name)
+    _conductor({servable.name: source}, lifetime="detached", get_if_exists=True)
+    return _built(servable, settings)
 
 
-def _environment() -> dict[str, str]:
-    return {key: os.environ.get(key, value) for key, value in ENGINE_ENVIRONMENT.items()}
-
-
-def _application(servable: Servable, gpus: int) -> Any:
+def _application(servable: Servable, settings: Settings) -> Any:
     logging.disable(logging.WARNING)  # notes on import and configuration dumps would bury the address
     try:
-        return _built(servable, gpus)
+        return _built(servable, settings)
     finally:
         logging.disable(logging.NOTSET)
 
 
-def _built(servable: Servable, gpus: int) -> Any:
-    from ray.serve.llm import LLMConfig, build_openai_app  # loads vLLM
+def _built(servable: Servable, settings: Settings) -> Any:
+    from serving.deployments import Gateway, replicas  # loads vLLM
 
-    # One ingress replica without a CPU of its own: it only passes requests on, and two are the default.
-    ingress = {"num_replicas": 1, "ray_actor_options": {"num_cpus": 0}}
-    return build_openai_app(
-        {"llm_configs": [LLMConfig(**engine_config(servable, gpus))], "ingress_deployment_config": ingress}
-    )
+    slots = {"stable": replicas(servable, settings, "stable")}
+    if settings.replicas.canary:
+        slots["canary"] = replicas(servable, settings, "canary")
+    return Gateway.bind(settings, {servable.name: slots})
 
 
 @contextmanager
-def _connected(address: str | None, gpus: int) -> Iterator[None]:
+def _connected(address: str | None, settings: Settings) -> Iterator[None]:
     """A driver's connection to the given cluster, or a local Ray that ends with the block."""
     before = _descendants()
-    os.environ.update(_environment())
+    os.environ.update(environment() | VARIABLE)
     if address is None:
         # Logical CPUs only say how many actors fit; all of them share the real ones.
-        start_on_loopback(num_cpus=max(4, gpus + 2), log_to_driver=False)
+        engines = (settings.replicas.most or settings.replicas.fewest) + settings.replicas.canary
+        start_on_loopback(num_cpus=2 + 2 * engines * max(1, settings.replicas.gpus), log_to_driver=False)
     else:
         ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
     try:
@@ -276,7 +316,9 @@ def _end(processes: set[psutil.Process]) -> None:
 
 
 def _announce(server: Server) -> None:
-    print(f"\nserving {server.servable.name} at {server.url} (OpenAI-compatible; Ctrl-C ends it)", flush=True)
+    name, settings = server.servable.name, server.settings
+    print(f"\nserving {name} at {server.url} (OpenAI-compatible; Ctrl-C ends it)", flush=True)
+    print(f"page: {server.origin}/" + ("" if settings.keys is None else " (it asks for a key)"), flush=True)
     print(f"try:\n\n{example_request(server)}\n", flush=True)
 
 

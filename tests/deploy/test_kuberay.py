@@ -8,6 +8,7 @@ import shlex
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -177,13 +178,18 @@ def test_the_services_import_path_and_arguments_build_an_application(
 
     built = object.__new__(Application)
     asked: list[Any] = []
-    monkeypatch.setattr(serving.app, "find_servable", lambda target, name: (target, name))
-    monkeypatch.setattr(serving.app, "_built", lambda *arguments: asked.append(arguments) or built)
+    servable = SimpleNamespace(name="m")
+    monkeypatch.setattr(serving.app, "_source", lambda *wanted: asked.append(wanted) or (servable, None))
+    monkeypatch.setattr(serving.app, "_conductor", lambda sources, **options: None)
+    monkeypatch.setattr(serving.app, "_built", lambda *arguments: built)
     config = yaml.safe_load(manifests.written("rayservice")["spec"]["serveConfigV2"])
     (application,) = config["applications"]
     builder = import_attr(application["import_path"])
 
     assert call_user_app_builder_with_args_if_necessary(builder, application["args"]) is built
-    assert asked == [((Path("/shared/runs/glyphs"), None), 1)]
+    ((target, settings, _),) = asked
+    assert target == Path("/shared/runs/glyphs") and settings.replicas.gpus == 1
     with pytest.raises(ValidationError, match="gpu"):
         call_user_app_builder_with_args_if_necessary(builder, {"target": "/m", "gpu": 1})
+    with pytest.raises(ValidationError, match="gpu"):
+        call_user_app_builder_with_args_if_necessary(builder, {"target": "/m", "settings": {"gpu": 1}})

@@ -1,12 +1,37 @@
 from __future__ import annotations
 
+import json
+import struct
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+from actors.checkpoints import begin, commit
 
 
 @pytest.fixture(scope="session")
 def served_checkpoint(shared_run: Any) -> Path:
     """The run that was interrupted, resumed and finished: serving takes its newest checkpoint."""
     return shared_run.folder
+
+
+@pytest.fixture
+def commit_checkpoint() -> Callable[..., Path]:
+    """commit_checkpoint(run_dir, step, weight=0.0): the smallest checkpoint that can be registered, with what
+    a learner leaves beside it."""
+
+    def committed(run_dir: Path, step: int, weight: float = 0.0) -> Path:
+        folder = begin(run_dir, step)
+        (folder / "config.json").write_text(json.dumps({"architectures": ["Qwen2ForCausalLM"]}))
+        (folder / "tokenizer.json").write_text('{"added_tokens": []}')
+        (folder / "chat_template.jinja").write_text("{{ messages }}")
+        header = json.dumps({"w": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}}).encode()
+        values = struct.pack("<f", weight)
+        (folder / "model.safetensors").write_bytes(struct.pack("<Q", len(header)) + header + values)
+        (folder / "learner").mkdir()
+        (folder / "learner" / "state.pt").write_bytes(b"optimizer")
+        return commit(run_dir, step, attempt=2, facts={"weight_version": step, "ledger": {}})
+
+    return committed

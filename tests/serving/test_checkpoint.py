@@ -12,8 +12,10 @@ from pathlib import Path
 import pytest
 
 from actors.checkpoints import begin, commit
-from serving.app import ServeError, Server, engine_config, serve
+from serving.app import ServeError, Server, serve
 from serving.checkpoint import NotServable, Servable, find_servable
+from serving.replicas.engine_settings import engine_config
+from serving.settings import Settings
 
 
 def save_model(folder: Path, *, sees: bool = True) -> Path:
@@ -117,7 +119,7 @@ def test_a_port_in_use_is_refused_before_anything_starts(
         port = taken.getsockname()[1]
 
         with pytest.raises(ServeError, match=f"cannot listen on 127.0.0.1:{port}"):
-            serve(folder, port=port)
+            serve(folder, Settings(port=port))
 
 
 def test_on_cpu_no_gpu_is_asked_for() -> None:
@@ -157,7 +159,7 @@ def test_the_engine_gets_its_environment(monkeypatch: pytest.MonkeyPatch) -> Non
 def test_the_url_can_be_called(host: str, url: str) -> None:
     servable = Servable(path=Path("/m"), name="m", sees=False)
 
-    assert Server(servable=servable, host=host, port=81).url == url
+    assert Server(servable=servable, settings=Settings(host=host, port=81, anonymous=True)).url == url
 
 
 def test_a_symlink_to_a_model_is_followed(tmp_path: Path) -> None:

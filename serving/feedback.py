@@ -1,0 +1,407 @@
+"""What people think of answers, kept durably for later alignment; `pipelines.data.served` owns the format.
+
+An answer is held in memory for an hour, so that it can be spoken of; it is written when somebody does, or
+when it belongs to the sample of the traffic. Both need consent. Every text passes the redaction hook before
+it is written, and where the hook fails nothing is.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import binascii
+import hashlib
+import importlib
+import inspect
+import json
+import logging
+import os
+import re
+import threading
+import time
+from collections import Counter, OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, Literal
+
+from pipelines.data import served
+from pipelines.data.served import Event
+from pipelines.settings_errors import SettingsError
+from pipelines.user_files import load_file
+from serving.settings import FeedbackSettings
+from serving.wire import Refusal
+
+Consent = Literal["off", "header", "key", "all"]
+Redact = Callable[[str], str]
+
+HELD_S: Final = 3600.0  # how long an answer can be spoken of that is not written yet
+HELD_BYTES: Final = 256 * 2**20  # of such answers together; the oldest go first
+MIB: Final = 2**20
+ROLES: Final = ("system", "user", "assistant")
+
+log = logging.getLogger(__name__)
+
+
+UNKNOWN: Final = (
+    "no such answer of yours: it is unknown, longer ago than an hour, or nothing is kept of it (no consent; "
+    "tools, video or audio)"
+)
+DIFFERENT: Final = "a choice is between two answers to the same prompt; these were to different ones"
+NOT_REDACTED: Final = "the feedback could not be redacted, so it was not kept"
+TEXTS: Final = ("answer", "correction", "comment")
+PARTS: Final = 16  # segments of a full folder
+
+
+class Unsuited(ValueError):
+    """An answer that alignment cannot learn from."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Offered:
+    """An answer as it would be written, and the pictures of its prompt by file name."""
+
+    event: Event
+    media: dict[str, bytes]
+
+    @property
+    def size(self) -> int:
+        texts = (part.get("text", "") for turn in self.event["messages"] for part in turn["content"])
+        return sum(map(len, texts)) + len(self.event["answer"]) + sum(map(len, self.media.values()))
+
+
+class FeedbackStore:
+    """Answers and feedback on them, in `folder`. One process writes; several may, since writers lock.
+
+    Args:
+        consent: whose answers may be kept: of nobody, of requests with the header `x-plumbline-consent: yes`,
+            of keys that were made with consent, of all.
+        sample: share of those answers that is written without anybody's feedback.
+        redact: text in, text out; applied to every text before it is written.
+        max_mib: of log and pictures together. Above it the oldest sixteenth goes, feedback included.
+        clock: seconds since the epoch.
+
+    `counts` says what became of it all: answers, feedback, repeated, replaced, unsuited, redaction_failed,
+    torn, evicted (segments).
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        consent: Consent = "off",
+        sample: float = 0.0,
+        redact: Redact | None = None,
+        max_mib: float = 1024,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self.folder, self.counts = folder, Counter[str]()
+        self._consent, self._sample, self._redact = consent, sample, redact
+        self._limit, self._clock = int(max_mib * MIB), clock
+        self._held: OrderedDict[str, tuple[float, Offered]] = OrderedDict()
+        self._lock = threading.Lock()
+        (folder / served.LOG).mkdir(parents=True, exist_ok=True)
+        (folder / served.MEDIA).mkdir(exist_ok=True)
+        with served.locked(folder):
+            self._load()
+
+    @classmethod
+    def of(cls, settings: FeedbackSettings) -> FeedbackStore | None:
+        """The store that a server's settings ask for; None: it keeps nothing. Raises SettingsError."""
+        if settings.folder is None or settings.consent == "off":
+            return None
+        redact = None if settings.redact is None else load_redaction(settings.redact)
+        return cls(
+            Path(settings.folder),
+            consent=settings.consent,
+            sample=settings.sample,
+            redact=redact,
+            max_mib=settings.max_mib,
+        )
+
+    async def remember(
+        self,
+        *,
+        answer_id: str,
+        client: str,
+        version: str,
+        prompt: dict[str, Any],
+        answer: dict[str, Any],
+        header: bool = False,
+        key: bool = False,
+    ) -> None:
+        """Offer one answered chat (validated request, whole answer). `header`, `key`: who has consented."""
+        if not {"off": False, "header": header, "key": key, "all": True}[self._consent]:
+            return
+        try:
+            offered = _offered(answer_id, client, version, prompt, answer)
+        except Unsuited:
+            self.counts["unsuited"] += 1
+            return
+        await asyncio.to_thread(self._remember, offered)
+
+    async def rate(self, *, client: str, feedback: dict[str, Any]) -> Refusal | None:
+        """Durably keep feedback, or say why not. The same again changes nothing; another opinion replaces
+        the earlier one, and both are on record."""
+        return await asyncio.to_thread(self._rate, client, feedback)
+
+    async def forget(self, client: str) -> int:
+        """Delete everything of a client, rows of runs and pictures included; how many events were deleted."""
+        return await asyncio.to_thread(self._forget, client)
+
+    # -- in a thread ----------------------------------------------------------------------------------------
+
+    def _remember(self, offered: Offered) -> None:
+        name = offered.event["id"]
+        drawn = int(hashlib.sha256(name.encode()).hexdigest()[:8], 16) / 2**32 < self._sample
+        with self._lock:
+            if drawn:
+                clean = self._clean([offered.event])
+                if clean is not None:
+                    self._write(clean, offered.media)
+                return
+            self._held[name] = (self._clock(), offered)
+            total = sum(kept.size for _, kept in self._held.values())
+            while total > HELD_BYTES or self._clock() - next(iter(self._held.values()))[0] > HELD_S:
+                _, (_, oldest) = self._held.popitem(last=False)
+                total -= oldest.size
+
+    def _rate(self, client: str, feedback: dict[str, Any]) -> Refusal | None:
+        feedback = {**{k: v for k, v in feedback.items() if v is not None}, "client": client}
+        names = served.named(feedback)
+        with self._lock:
+            with served.locked(self.folder):
+                self._catch_up()
+            if not all(self._has(name, client) for name in names):
+                return Refusal(status=404, code="answer_not_found", message=UNKNOWN)
+            new = [self._held[name][1] for name in names if name not in self._known]
+            clean = self._clean([*(offered.event for offered in new), feedback])
+            if clean is None:
+                return Refusal(status=503, code="redaction_failed", message=NOT_REDACTED)
+            asked = {self._known[name][1] for name in names if name in self._known}
+            if len(asked | {served.prompt_key(event) for event in clean[:-1]}) > 1:
+                return Refusal(status=400, code="different_prompts", message=DIFFERENT)
+            self._write(clean, {k: v for offered in new for k, v in offered.media.items()})
+            for name in names:
+                self._held.pop(name, None)
+        return None
+
+    def _has(self, name: str, client: str) -> bool:
+        """Whether the client was given that answer, and it is written or still held."""
+        if name in self._known:
+            return self._known[name][0] == client
+        since, offered = self._held.get(name, (0.0, None))
+        fresh = self._clock() - since <= HELD_S
+        return offered is not None and fresh and offered.event["client"] == client
+
+    def _clean(self, events: list[Event]) -> list[Event] | None:
+        """The events without what is not to be kept; None: the redaction failed."""
+        try:
+            return [self._redacted(event) for event in events]
+        except Exception:  # of the user's making; what it says may hold what it was given
+            self.counts["redaction_failed"] += 1
+            log.warning("feedback: the redaction hook failed, so nothing was written")
+            return None
+
+    def _write(self, events: list[Event], media: dict[str, bytes]) -> None:
+        """All of it durably, pictures first. Raises OSError; then no event is written."""
+        with served.locked(self.folder):
+            self._catch_up()
+            for name, data in media.items():
+                path = self.folder / served.MEDIA / name
+                if not path.exists():
+                    served.replace_file(path, data)
+                    self._grow(len(data))
+            noted = [line for line in map(self._noted, events) if line is not None]
+            if noted:
+                self._append(noted)
+
+    def _redacted(self, event: Event) -> Event:
+        redact = self._redact
+        if redact is None:
+            return event
+
+        def text(given: str) -> str:
+            found = redact(given)
+            if not isinstance(found, str):
+                raise TypeError("expected a text")
+            return found
+
+        def part(given: dict[str, Any]) -> dict[str, Any]:
+            return {**given, "text": text(given["text"])} if given["type"] == "text" else given
+
+        clean = {key: text(value) if key in TEXTS else value for key, value in event.items()}
+        if "messages" in event:
+            turns = event["messages"]
+            clean["messages"] = [{**turn, "content": [part(p) for p in turn["content"]]} for turn in turns]
+        return clean
+
+    def _noted(self, event: Event) -> Event | None:
+        """What is to be written of it; None: it is there already."""
+        if event["kind"] == "answer":
+            if event["id"] in self._known:
+                return None
+            self._known[event["id"]] = (event["client"], served.prompt_key(event))
+            self.counts["answers"] += 1
+            return {**event, "at": self._clock()}
+        key, opinion = served.key_of(event), _opinion(event)
+        before = self._opinions.get(key)
+        if opinion == before:
+            self.counts["repeated"] += 1
+            return None
+        self._opinions[key] = opinion
+        self.counts["feedback"] += 1
+        self.counts["replaced"] += before is not None
+        return {**event, "at": self._clock(), **({} if before is None else {"replaces": before})}
+
+    def _append(self, events: list[Event]) -> None:
+        content = b"".join(json.dumps(event, ensure_ascii=False).encode() + b"\n" for event in events)
+        path = self._segment
+        handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+        good = os.fstat(handle).st_size
+        try:
+            if os.pwrite(handle, content, good) != len(content):
+                raise OSError(f"{path}: no room for {len(content)} bytes")
+            os.fsync(handle)
+            served.sync_folder(path.parent)
+        except OSError:
+            os.ftruncate(handle, good)
+            self._load()  # nothing of it happened
+            raise
+        finally:
+            os.close(handle)
+        self._seen = (path, good + len(content))
+        self._grow(len(content))
+        if self._since_rotation >= self._limit / PARTS:
+            self._segment = path.with_name(f"{int(path.stem) + 1:08d}.jsonl")
+            self._since_rotation = 0
+        if self._bytes > self._limit:
+            self._evict()
+
+    def _grow(self, size: int) -> None:
+        self._bytes += size
+        self._since_rotation += size
+
+    def _evict(self) -> None:
+        """The oldest segments go, with the pictures that nothing shows any more."""
+        for path in served.segments(self.folder):
+            if self._size() <= self._limit:
+                break
+            path.unlink()
+            self.counts["evicted"] += 1
+            self._sweep()
+        self._load()
+
+    def _sweep(self) -> None:
+        shown = {image for event in served.read(self.folder).events for image in event.get("images", ())}
+        for path in (self.folder / served.MEDIA).iterdir():
+            if path.name not in shown:
+                path.unlink()
+
+    def _forget(self, client: str) -> int:
+        with self._lock, served.locked(self.folder):
+            events = served.read(self.folder).events
+            gone = {e["id"] for e in events if e["kind"] == "answer" and e["client"] == client}
+            served.rewrite(self.folder, lambda event: event["client"] != client, gone)
+            self._sweep()
+            held = [name for name, (_, offered) in self._held.items() if offered.event["client"] == client]
+            for name in held:
+                del self._held[name]
+            self._load()
+            return sum(event["client"] == client for event in events)
+
+    # -- the folder -----------------------------------------------------------------------------------------
+
+    def _catch_up(self) -> None:
+        """Another writer may have been here."""
+        newest = next(reversed(served.segments(self.folder)), self._segment)
+        size = newest.stat().st_size if newest.exists() else 0
+        if (newest, size) != self._seen and size:
+            self._load()
+
+    def _load(self) -> None:
+        """What is in the folder; for the holder of its lock. A last line that a crash cut is removed."""
+        found = served.read(self.folder)
+        kept = served.segments(self.folder)
+        if found.torn:
+            self.counts["torn"] += found.torn
+            for path in kept:
+                os.truncate(path, path.read_bytes().rfind(b"\n") + 1)
+        self._known = {e["id"]: (e["client"], served.prompt_key(e)) for e in found.events if "answer" in e}
+        self._opinions = {served.key_of(e): _opinion(e) for e in found.events if e["kind"] != "answer"}
+        self._segment = kept[-1] if kept else self.folder / served.LOG / f"{1:08d}.jsonl"
+        self._seen = (self._segment, self._segment.stat().st_size if kept else 0)
+        self._bytes, self._since_rotation = self._size(), self._seen[1]
+
+    def _size(self) -> int:
+        files = [*served.segments(self.folder), *(self.folder / served.MEDIA).iterdir()]
+        return sum(path.stat().st_size for path in files)
+
+
+def load_redaction(name: str) -> Redact:
+    """The function of a `package.module:function` or `path/to/file.py:function`. Raises SettingsError."""
+    place, _, attribute = name.rpartition(":")
+    try:
+        if place.endswith(".py"):
+            module = load_file(Path(place), f"plumbline_redaction_{Path(place).stem}")
+        else:
+            module = importlib.import_module(place)
+        function = getattr(module, attribute)
+        inspect.signature(function).bind("")
+    except Exception as error:  # a module of the user may fail in any way
+        raise SettingsError(
+            f"feedback.redact: {name!r} is not a function of a text: {type(error).__name__}: {error}"
+        ) from error
+    return function
+
+
+def _offered(
+    answer_id: str, client: str, version: str, prompt: dict[str, Any], answer: dict[str, Any]
+) -> Offered:
+    """Raises Unsuited for what the rows of a run cannot hold: tools, several answers, video, audio."""
+    media: dict[str, bytes] = {}
+    images: list[str] = []
+
+    def part(given: dict[str, Any]) -> dict[str, Any]:
+        match given:
+            case {"type": "text", "text": str(text)}:
+                return {"type": "text", "text": text}
+            case {"type": "image_url", "image_url": {"url": str(url)}}:
+                name, data = _picture(url)
+                media[name] = data
+                images.append(name)
+                return {"type": "image"}
+            case _:
+                raise Unsuited("a part that is neither text nor a picture")
+
+    def turn(given: dict[str, Any]) -> dict[str, Any]:
+        if given["role"] not in ROLES:
+            raise Unsuited(f"a message of the role {given['role']}")
+        content = given.get("content")
+        parts = [{"type": "text", "text": content}] if isinstance(content, str) else content
+        return {"role": given["role"], "content": [part(p) for p in parts or ()]}
+
+    choices = answer.get("choices", [])
+    text = choices[0].get("message", {}).get("content") if len(choices) == 1 else None
+    if not isinstance(text, str) or not text or prompt.get("tools"):
+        raise Unsuited("no single answer in words")
+    messages = [turn(given) for given in prompt["messages"]]
+    event = {"kind": "answer", "id": answer_id, "client": client, "version": version}
+    return Offered(event={**event, "messages": messages, "images": images, "answer": text}, media=media)
+
+
+def _picture(url: str) -> tuple[str, bytes]:
+    """(file name, bytes) of a data URL."""
+    found = re.fullmatch(r"data:image/(png|jpeg|webp|gif);base64,([A-Za-z0-9+/=]+)", url)
+    if found is None:
+        raise Unsuited("no picture by data URL")
+    try:
+        data = base64.b64decode(found[2], validate=True)
+    except binascii.Error:
+        raise Unsuited("a damaged data URL") from None
+    return f"{hashlib.sha256(data).hexdigest()}.{found[1]}", data
+
+
+def _opinion(event: Event) -> str | int:
+    """What feedback says, without when and in which words else."""
+    return event[{"rating": "rating", "choice": "chosen", "correction": "correction"}[event["kind"]]]

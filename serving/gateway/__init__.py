@@ -1,0 +1,1 @@
+"""What clients reach: OpenAI's API, checked before any engine sees a byte."""

@@ -1,0 +1,8 @@
+"""Media of requests: fetched where that is allowed, decoded elsewhere, handed on as clean data URLs."""
+
+from __future__ import annotations
+
+from serving.media.cleaning import BadMedia, clean
+from serving.media.pool import MediaPool
+
+__all__ = ["BadMedia", "MediaPool", "clean"]

@@ -1,0 +1,61 @@
+"""A registry as the conductor follows it: promotions arrive by themselves, a bad canary is taken back."""
+
+from __future__ import annotations
+
+import threading
+from typing import Any
+
+from serving.registry.canary import CanaryGate, CanaryRules
+from serving.registry.inbox import collect
+from serving.registry.registry import Registry, RegistryError, as_version
+from serving.replicas.conductor import Plan
+
+PUBLIC = ("seq", "at", "act", "version", "previous", "weight", "why", "decision")
+
+
+class Followed:
+    """A `serving.replicas.conductor.Source`. Its measurements are of the pair of versions that runs now."""
+
+    def __init__(self, registry: Registry, rules: CanaryRules) -> None:
+        self._registry, self._rules = registry, rules
+        self._lock = threading.Lock()  # the conductor calls from threads
+        self._pair: tuple[str, str] | None = None
+        self._gate = CanaryGate(rules)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """It goes to the conductor's process without its measurements."""
+        return Followed, (self._registry, self._rules)
+
+    def plan(self) -> Plan:
+        """What the slots are to serve, published versions included. Raises RegistryError where nothing is
+        promoted."""
+        collect(self._registry)
+        stable, canary = self._registry.promoted(), self._registry.canary()
+        if stable is None:
+            raise RegistryError(f"{self._registry.folder}: nothing is promoted; `plumbline promote RUN`")
+        if canary is None:
+            return Plan(stable=as_version(stable))
+        return Plan(stable=as_version(stable), canary=as_version(canary[0]), weight=canary[1])
+
+    def observe(self, slot: str, sample: dict[str, Any]) -> None:
+        """Count a live measurement; a canary that breaks its gate ends. Samples of versions that no longer
+        run in the slot (`version`, where it is given) are left out."""
+        plan = self.plan()
+        if plan.canary is None:
+            return
+        served = plan.canary.id if slot == "canary" else plan.stable.id
+        if sample.get("version") not in (None, served):
+            return
+        with self._lock:
+            pair = (plan.stable.id, plan.canary.id)
+            if pair != self._pair:
+                self._pair, self._gate = pair, CanaryGate(self._rules)
+            self._gate.add(slot, sample)
+            verdict = self._gate.verdict()
+        if verdict is not None:
+            self._registry.set_canary(None, 0.0, verdict, only=plan.canary.id)
+
+    def history(self) -> list[dict[str, Any]]:
+        """Decisions, oldest first; without paths, machines and people."""
+        acts = self._registry.history()
+        return [{key: act[key] for key in PUBLIC if act.get(key) is not None} for act in acts]

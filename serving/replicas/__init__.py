@@ -1,0 +1,1 @@
+"""Engines behind gates of their own, and who tells them which version to serve."""

@@ -1,0 +1,73 @@
+"""A replica's own task: it asks which version to serve, and changes over when it is told."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from typing import Protocol
+
+from serving.wire import Standing, Version
+
+ASK_S = 1.0  # after an answer that took no time, and after one that failed
+CALL_S = 10.0  # for one question
+
+Wanted = Callable[[Standing], Awaitable[Version | None]]
+
+log = logging.getLogger(__name__)
+
+
+class Replica(Protocol):
+    async def standing(self) -> Standing: ...
+
+    async def swap(self, version: Version) -> Standing: ...
+
+
+async def first_version(wanted: Wanted, starting: Standing) -> Version:
+    """The version to start with; waits for as long as nobody answers."""
+    while True:
+        told = await _ask(wanted, starting)
+        if told is not None:
+            return told
+        await asyncio.sleep(ASK_S)
+
+
+class Follower:
+    """Keeps asking, also while a change-over takes its time: whoever is silent counts as gone.
+
+    `wanted` asks the conductor. A failed change-over is the replica's to report in its standing.
+    """
+
+    def __init__(self, replica: Replica, wanted: Wanted) -> None:
+        self._replica, self._wanted = replica, wanted
+        self._swap: asyncio.Task[Standing] | None = None
+
+    async def follow(self) -> None:
+        """Until it is cancelled."""
+        try:
+            while True:
+                told = await _ask(self._wanted, await self._replica.standing())
+                idle = self._swap is None or self._swap.done()
+                if told is not None and idle and (await self._replica.standing()).version != told.id:
+                    self._swap = asyncio.create_task(self._replica.swap(told))
+                    self._swap.add_done_callback(_heard)
+                await asyncio.sleep(ASK_S)
+        finally:
+            if self._swap is not None:
+                self._swap.cancel()
+                with suppress(asyncio.CancelledError, Exception):
+                    await self._swap
+
+
+async def _ask(wanted: Wanted, standing: Standing) -> Version | None:
+    try:
+        return await asyncio.wait_for(wanted(standing), CALL_S)
+    except Exception as error:  # a conductor that restarts; the version that is served stays
+        log.warning("the conductor does not answer: %s", type(error).__name__)
+        return None
+
+
+def _heard(swap: asyncio.Task[Standing]) -> None:
+    if not swap.cancelled() and (error := swap.exception()) is not None:
+        log.error("the change-over failed: %s", error)

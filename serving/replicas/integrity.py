@@ -1,0 +1,36 @@
+"""What a version is, byte by byte: the manifest's digest, or that of a folder which has none."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+from actors.checkpoints import MANIFEST
+from serving.wire import Version
+
+CHUNK = 2**20
+
+
+def version_of(folder: Path) -> Version:
+    """The checkpoint in a folder. A model of somebody's own has no manifest: its files are hashed."""
+    digest = digest_of(folder)
+    return Version(id=f"v-{digest[:12]}", path=str(folder), digest=digest)
+
+
+def digest_of(folder: Path) -> str:
+    """SHA-256 of the manifest, which names that of every file; without one, over names and files."""
+    manifest = folder / MANIFEST
+    if manifest.is_file():
+        return hashlib.sha256(manifest.read_bytes()).hexdigest()
+    whole = hashlib.sha256()
+    for file in sorted(path for path in folder.rglob("*") if path.is_file()):
+        whole.update(f"{file.relative_to(folder)}\0{_file_digest(file)}\n".encode())
+    return whole.hexdigest()
+
+
+def _file_digest(file: Path) -> str:
+    one = hashlib.sha256()
+    with file.open("rb") as content:
+        while chunk := content.read(CHUNK):
+            one.update(chunk)
+    return one.hexdigest()

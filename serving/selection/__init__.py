@@ -1,0 +1,1 @@
+"""Inference-time selection among several answers."""

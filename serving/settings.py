@@ -1,0 +1,190 @@
+"""How checkpoints are served: one YAML file with dotted overrides, validated before anything starts."""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, ValidationError, model_validator
+
+from pipelines import marked_yaml
+from pipelines.settings import Section
+from pipelines.settings_errors import SettingsError, explain
+from serving.limits import Count, Limits, Positive, Seconds
+from serving.registry.canary import CanaryRules
+
+__all__ = ["Settings", "SettingsError", "load"]
+
+Share = Annotated[float, Field(ge=0.0, le=1.0)]
+
+
+class TlsSettings(Section):
+    """PEM files; the HTTP proxy speaks TLS when the section is there."""
+
+    certificate: str = Field(min_length=1)
+    key: str = Field(min_length=1)
+
+
+class MediaSettings(Section):
+    decoders: Positive = 2  # processes that decode what clients send
+
+
+class QuotaSettings(Section):
+    """For every client that has no quota of its own; null: no bound."""
+
+    requests_per_minute: Positive | None = None
+    tokens_per_minute: Positive | None = None
+    concurrent: Positive | None = None
+
+
+class LoadSettings(Section):
+    """What one gateway takes on; what is over it is answered with 503 and Retry-After."""
+
+    concurrent: Positive = 128
+    queue: Count = 256  # requests that wait for their turn
+    queue_timeout_s: Seconds = 30
+    request_timeout_s: Seconds = 300  # from the turn to the last byte
+    bodies_mib: Positive = 1024  # bodies of all requests together
+    retry_s: Seconds = 30  # for so long a request is tried on other replicas, before its first byte
+
+
+class ReplicaSettings(Section):
+    """Engines of one model; Serve keeps between `fewest` and `most` of them."""
+
+    fewest: Positive = 1
+    most: Positive | None = None  # null: as many as `fewest`
+    target_requests: Positive = 16  # under way per replica, above which one more is started
+    canary: Count = 0  # further engines, for a canary; without any there is none
+    gpus: Count = 0  # per engine (tensor parallel); 0: CPU
+
+
+class CanarySettings(Section):
+    salt: str = "plumbline"  # another salt draws another share of the clients
+    rules: CanaryRules = CanaryRules()  # when a canary is taken back
+
+
+class FeedbackSettings(Section):
+    """What is kept of the traffic for later alignment. Nothing without a folder."""
+
+    folder: str | None = None
+    # whose answers may be kept: of requests with the header "x-plumbline-consent: yes", of keys made with
+    # consent, or of everybody
+    consent: Literal["off", "header", "key", "all"] = "off"
+    sample: Share = 0.0  # of those answers, written without anybody's feedback
+    # package.module:function or path/to/file.py:function, text in and text out, applied before it is written
+    redact: str | None = None
+    max_mib: Positive = 1024  # log and pictures; above it the oldest go
+
+
+class SelectorSettings(Section):
+    """Inference-time selection among several answers."""
+
+    # the name by which requests ask for it -> package.module:function or path/to/file.py:function
+    rewards: dict[str, str] = Field(default_factory=dict[str, str])
+    timeout_s: Seconds = 30  # of one call of a reward
+
+
+class Settings(Section):
+    """A server."""
+
+    host: str = Field(default="127.0.0.1", min_length=1)
+    port: Annotated[int, Field(ge=1, le=65535)] = 8000
+    keys: str | None = None  # file of hashed API keys; null: no key is needed
+    anonymous: bool = False  # serve beyond this machine without keys
+    tls: TlsSettings | None = None
+    registry: str | None = None  # folder of registered checkpoints
+    limits: Limits = Limits()
+    quotas: QuotaSettings = QuotaSettings()
+    load: LoadSettings = LoadSettings()
+    replicas: ReplicaSettings = ReplicaSettings()
+    media: MediaSettings = MediaSettings()
+    canary: CanarySettings = CanarySettings()
+    feedback: FeedbackSettings = FeedbackSettings()
+    selectors: SelectorSettings = SelectorSettings()
+    log_content: bool = False  # prompts and answers in the logs
+
+    @model_validator(mode="after")
+    def _agree(self) -> Settings:
+        problems = list(_disagreements(self))
+        if problems:
+            raise ValueError("\n".join(problems))
+        return self
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine reaches the host."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def _disagreements(server: Settings) -> Iterator[str]:
+    if server.keys is None and not server.anonymous and not is_loopback(server.host):
+        yield (
+            f"host: {server.host!r} is reachable from outside and no keys are asked for; "
+            "create keys (plumbline keys add FILE) and set keys=FILE, or set anonymous=true"
+        )
+    if server.feedback.consent != "off" and server.feedback.folder is None:
+        yield (
+            f"feedback.consent: {server.feedback.consent!r} keeps feedback, but there is no folder for it; "
+            "set feedback.folder"
+        )
+
+
+def load(path: Path | None = None, overrides: Sequence[str] = ()) -> Settings:
+    """The settings of a YAML file (None: the defaults), with dotted overrides such as "limits.media=2".
+
+    Relative paths are taken from the current directory. Raises SettingsError with every problem found.
+    """
+    value, lines = _read(path) if path is not None else ({}, {})
+    origins = {key: f"{path}:{line}" for key, line in lines.items()}
+    for override in overrides:
+        key = _override(value, override)
+        origins = {known: where for known, where in origins.items() if known[: len(key)] != key}
+        origins[key] = f"override {override!r}"
+    try:
+        return Settings.model_validate(value)
+    except ValidationError as error:
+        raise explain(error, Settings, origins, str(path) if path is not None else "settings") from None
+
+
+def _read(path: Path) -> tuple[dict[str, Any], dict[tuple[str, ...], int]]:
+    try:
+        document = marked_yaml.parse(path.read_text("utf-8-sig"), str(path))
+    except FileNotFoundError:
+        raise SettingsError(f"{path}: no such file; give the YAML file of a server") from None
+    except UnicodeDecodeError as error:
+        raise SettingsError(f"{path}: expected UTF-8 text, got something else ({error.reason})") from None
+    except OSError as error:
+        raise SettingsError(f"{path}: cannot be read: {error.strerror}") from None
+    except marked_yaml.YamlError as error:
+        raise SettingsError(str(error)) from None
+    value = {} if document.value is None else document.value
+    if not isinstance(value, dict):
+        raise SettingsError(f"{path}: expected keys and values such as 'port: 8000', got {value!r:.60}")
+    return value, document.lines
+
+
+def _override(value: dict[str, Any], override: str) -> tuple[str, ...]:
+    """Set one dotted key in place; returns the key."""
+    dotted, separator, text = override.partition("=")
+    key = tuple(dotted.strip().split("."))
+    if not separator or not all(key):
+        raise SettingsError(f"override {override!r}: expected key=value, as in limits.media=2")
+    try:
+        new = marked_yaml.parse_scalar(text, f"override {override!r}")
+    except marked_yaml.YamlError as error:
+        raise SettingsError(str(error)) from None
+    section = value
+    for depth, name in enumerate(key[:-1], start=1):
+        inner = section.setdefault(name, {})
+        if inner is None:  # `tls: null` in the file, `tls.key=...` here
+            inner = section[name] = {}
+        if not isinstance(inner, dict):
+            raise SettingsError(f"override {override!r}: {'.'.join(key[:depth])} is a value, not a section")
+        section = inner
+    section[key[-1]] = new
+    return key

@@ -1,0 +1,60 @@
+"""Values that pass between the gateway, the replicas and the conductor."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+Kind = Literal["chat", "completion", "embedding"]
+State = Literal["loading", "serving", "swapping", "quarantined"]
+SLOTS = ("stable", "canary")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Version:
+    """A registered checkpoint."""
+
+    id: str  # "v-" and the first 12 hexadecimal digits of `digest`
+    path: str  # where replicas read it; never shown to clients
+    digest: str  # SHA-256 of its manifest
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answer:
+    """A whole OpenAI object, or one chunk of a stream; all of a request are of one version."""
+
+    version: str
+    replica: str
+    body: dict[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Refusal:
+    """The replica could not, or would not, answer. The message is safe to show to clients."""
+
+    status: int
+    code: str
+    message: str
+    retry_after_s: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Standing:
+    """How a replica stands. It is ready when it serves the version that its slot is to have."""
+
+    replica: str
+    slot: str
+    version: str | None
+    state: State
+    in_flight: int
+    detail: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Routing:
+    """Which versions a model's clients get; `weight` is the share of clients on the canary, 0 to 1."""
+
+    model: str
+    stable: str
+    canary: str | None = None
+    weight: float = 0.0
