@@ -10,7 +10,7 @@ ARGS ?=
 READY := $(VENV)/.ready-$(EXTRA)
 
 .PHONY: setup align test lint docs goldens seeds controls margins signatures chaos chaos-real bench-recovery \
-	determinism planning clean
+	determinism planning serve-fuzz clean
 
 setup: $(READY)
 
@@ -67,6 +67,10 @@ bench-recovery: setup
 # Runs resumed from random kill points against runs that were never interrupted, by SHA-256.
 determinism: setup
 	$(BIN)/python -m benchmarks.determinism $(ARGS)
+
+# Damaged, oversized and hostile requests against the gateway, with stub replicas: no crash, no leak, no growth.
+serve-fuzz: setup
+	$(BIN)/python -m benchmarks.serving.fuzz $(ARGS)
 
 # What `plumbline plan` predicts against what runs do.
 planning: setup

@@ -1,0 +1,1 @@
+"""Measurements of the server: malformed requests, overhead, swaps under load."""
