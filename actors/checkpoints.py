@@ -281,6 +281,14 @@ def read_manifest(path: Path) -> Mapping[str, Any]:
     return manifest
 
 
+def weights_digest(folder: Path) -> str:
+    """SHA-256 over the safetensors files of a model: the same for its copies, whatever lies beside them."""
+    whole = hashlib.sha256()
+    for file in sorted(folder.glob("*.safetensors")):
+        whole.update(f"{file.name}\0{_entry(file, sync=False)['sha256']}\n".encode())
+    return whole.hexdigest()
+
+
 def _files(folder: Path) -> list[str]:
     return sorted(file.relative_to(folder).as_posix() for file in folder.rglob("*") if not file.is_dir())
 

@@ -17,6 +17,7 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, InvalidStateError
 from typing import Any, TypeVar
 
+from actors.adapter_format import room_for
 from actors.processing import Processing
 from pipelines.settings import EngineSettings, LoraSettings
 
@@ -26,7 +27,6 @@ INTERRUPTIBLE = "interruptible"
 ABORTED = "abort"  # why a completion ended that was interrupted
 
 EXTENSION = "actors.engine_extension.Witness"
-ADAPTER_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # what vLLM accepts as max_lora_rank
 CPU_BATCHED_TOKENS = 4096  # prompt tokens of one step; prompts are taken whole
 
 
@@ -293,7 +293,7 @@ def build_engine(model_path: str, settings: EngineSettings, lora: LoraSettings |
             "enable_lora": True,
             "max_loras": 1,
             "max_cpu_loras": 1,
-            "max_lora_rank": next(rank for rank in ADAPTER_RANKS if rank >= lora.rank),
+            "max_lora_rank": room_for(lora.rank),
             # By default the head is wrapped too, and vLLM 0.32 on CPU then fails on prompt log-probabilities.
             "lora_target_modules": list(lora.targets),
         }

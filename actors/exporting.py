@@ -15,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from actors.adapter_format import BASE
 from actors.processing import Processing
 from actors.training import gathered
 from pipelines.checkpoint import NotACheckpoint
@@ -220,8 +221,12 @@ def write_checkpoint(folder: Path, tensors: Mapping[str, NDArray[Any]], processi
     (folder / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
 
 
-def write_adapter(folder: Path, tensors: Mapping[str, NDArray[Any]], peft_model: Any) -> None:
-    """PEFT layout of an adapter: its tensors and the configuration it was made with."""
+def write_adapter(folder: Path, tensors: Mapping[str, NDArray[Any]], peft_model: Any, base: str) -> None:
+    """PEFT layout of an adapter: its tensors and the configuration it was made with.
+
+    `base`: `actors.checkpoints.weights_digest` of the model that it belongs to; on another one of the same
+    shape, such as that with the adapter merged, it would be served without an error.
+    """
     from safetensors.torch import save_file
 
     folder.mkdir(parents=True, exist_ok=True)
@@ -230,3 +235,4 @@ def write_adapter(folder: Path, tensors: Mapping[str, NDArray[Any]], peft_model:
     config = copy.copy(peft_model.peft_config["default"])
     config.inference_mode = True
     config.save_pretrained(str(folder))
+    (folder / BASE).write_text(json.dumps({"weights": base}) + "\n", encoding="utf-8")

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import nullcontext
+from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from actors import exporting, training
+from actors import checkpoints, exporting, training
 from actors.forward import Batch, Scorer
 from actors.processing import Processing
 from pipelines.logprobs import Head
@@ -62,6 +63,11 @@ class Policy:
         self.trainable = tuple(trainable)
         training.freeze(model, self.trainable)
         self.engine = training.start_engine(Scorer(model, self.processing), settings)
+
+    @cached_property
+    def origin(self) -> str:
+        """Digest of the weights that the run started from, as they lie on the disk."""
+        return checkpoints.weights_digest(self.processing.path)
 
     @property
     def device(self) -> torch.device:

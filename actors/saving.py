@@ -55,7 +55,7 @@ def save(learner: Learner, folder: Path) -> None:
     elif adapter:
         factors = exporting.adapter_weights(policy.model, learner.settings.zero_stage, first)
         if first:
-            exporting.write_adapter(folder / "adapter", factors, policy.adapter)
+            exporting.write_adapter(folder / "adapter", factors, policy.adapter, policy.origin)
     if adapter:
         factors = policy.factors()
         if first:

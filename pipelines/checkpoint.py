@@ -8,24 +8,39 @@ import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, cast
+from typing import Any, Final, cast, get_args
+
+from pipelines.types import MediaKind
 
 VISION_ARCHITECTURES: Final = ("Qwen2_5_VLForConditionalGeneration",)
+#: Fields of a configuration that say that a model takes a medium.
+_SIGNS: Final[Mapping[MediaKind, tuple[str, ...]]] = {
+    "image": ("vision_config", "image_token_id", "image_token_index"),
+    "video": ("video_token_id", "video_token_index"),
+    "audio": ("audio_config", "audio_token_id", "audio_token_index"),
+}
+OUTSIDE_BLOCKS: Final = ("embed_tokens", "lm_head")  # layers that take no LoRA adapter
 _MAX_HEADER: Final = 100 * 2**20  # bytes; a larger one is no header
 
 
 class NotACheckpoint(ValueError):
-    """A folder that holds no model that can be aligned; the message says what is missing."""
+    """A folder that holds no model that can be used; the message says what is missing."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Checkpoint:
     path: Path
     architecture: str
-    sees: bool  # takes images
+    media: frozenset[MediaKind]  # what its prompts may hold beside text
     special: frozenset[str]  # strings of its special tokens
     tensors: Mapping[str, int]  # name of every stored tensor -> elements
     max_length: int | None  # tokens that positions exist for, where the configuration says so
+    dtype: str | None  # of its weights, where the configuration says so
+
+    @property
+    def sees(self) -> bool:
+        """Whether it takes images."""
+        return "image" in self.media
 
     @property
     def parameters(self) -> int:
@@ -38,6 +53,13 @@ def inspect(path: Path) -> Checkpoint:
     Accepts Qwen2.5-VL and text-only causal language models in Hugging Face layout with safetensors weights.
     Raises NotACheckpoint.
     """
+    found = read(path)
+    _require_alignable(found)
+    return found
+
+
+def read(path: Path) -> Checkpoint:
+    """What a folder says of any model. Raises NotACheckpoint for what nobody could load."""
     if not path.is_dir():
         raise NotACheckpoint(
             f"model: {path}: no such folder; give a checkpoint in Hugging Face layout on this machine's disk"
@@ -49,35 +71,59 @@ def inspect(path: Path) -> Checkpoint:
             f"model: {path}: config.json asks to run code of its own (auto_map), which is never done; use a "
             "checkpoint of an architecture that transformers ships"
         )
-    sees = architecture in VISION_ARCHITECTURES
+    media = _media(config)
     _check_template(path)
-    if sees and not any(
+    if media and not any(
         (path / name).is_file() for name in ("preprocessor_config.json", "processor_config.json")
     ):
         raise NotACheckpoint(
-            f"model: {path}: no preprocessor_config.json or processor_config.json; it prepares images"
+            f"model: {path}: no preprocessor_config.json or processor_config.json; it prepares images and "
+            "other media"
         )
+    text = cast("dict[str, Any]", config.get("text_config") or config)
     return Checkpoint(
         path=path,
         architecture=architecture,
-        sees=sees,
+        media=media,
         special=special_tokens(path),
         tensors=_tensors(path),
-        max_length=cast("dict[str, Any]", config.get("text_config") or config).get("max_position_embeddings"),
+        max_length=text.get("max_position_embeddings"),
+        dtype=_dtype(config) or _dtype(text),
     )
+
+
+def _dtype(config: Mapping[str, Any]) -> str | None:
+    return config.get("dtype") or config.get("torch_dtype")  # its name before transformers 4.56
 
 
 def _architecture(config: Mapping[str, Any], path: Path) -> str:
     listed: Any = config.get("architectures")
     first: Any = cast("list[Any]", listed)[0] if isinstance(listed, list) and listed else None
-    if isinstance(first, str) and (first in VISION_ARCHITECTURES or first.endswith("ForCausalLM")):
-        if first.endswith("ForCausalLM") and "vision_config" in config:
-            raise NotACheckpoint(
-                f"model: {path}: {first} with a vision tower; of those only Qwen2.5-VL is supported"
-            )
-        return first
-    expected = f"{VISION_ARCHITECTURES[0]} or a text-only ...ForCausalLM"
-    raise NotACheckpoint(f"model: {path}: expected the architecture {expected}, got {first!r}")
+    if not isinstance(first, str):
+        raise NotACheckpoint(
+            f"model: {path}: config.json: expected the name of an architecture, got {first!r}"
+        )
+    return first
+
+
+def _media(config: Mapping[str, Any]) -> frozenset[MediaKind]:
+    """What has a placeholder token or an encoder in the configuration, or in one part of it."""
+    parts = [config, *(cast("dict[str, Any]", part) for part in config.values() if isinstance(part, dict))]
+    fields = {name for part in parts for name, value in part.items() if value is not None}
+    return frozenset(kind for kind in get_args(MediaKind) if not fields.isdisjoint(_SIGNS[kind]))
+
+
+def _require_alignable(found: Checkpoint) -> None:
+    name, path = found.architecture, found.path
+    if name in VISION_ARCHITECTURES:
+        return
+    if not name.endswith("ForCausalLM"):
+        expected = f"{VISION_ARCHITECTURES[0]} or a text-only ...ForCausalLM"
+        raise NotACheckpoint(f"model: {path}: expected the architecture {expected}, got {name!r}")
+    if found.sees:
+        raise NotACheckpoint(
+            f"model: {path}: {name} with a vision tower; of those only Qwen2.5-VL is supported"
+        )
 
 
 def special_tokens(path: Path) -> frozenset[str]:

@@ -10,29 +10,28 @@ import os
 import re
 import signal
 import sys
-from collections.abc import Callable, Mapping, Sequence
-from functools import wraps
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, ParamSpec, TypeVar
+from typing import Annotated, Any
 
 import typer
 from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from pipelines import catalogue, checkpoint, control, doctor, identity, preflight, recipes, runs
+from pipelines import catalogue, cli_serving, control, doctor, identity, preflight, recipes, runs
 from pipelines import launch as launching
-from pipelines.data import DataError
+from pipelines.cli_common import (
+    RUN_FAILED,
+    USAGE_ERROR,
+    JsonOption,
+    console,
+    one_message,
+    refusal,
+    write_json,
+)
 from pipelines.scaling import Role
-from pipelines.settings import Settings, SettingsError, load
-
-P = ParamSpec("P")
-R = TypeVar("R")
-
-USAGE_ERROR = 2
-RUN_FAILED = 1
-PLAIN_WIDTH = 110  # columns where the output is no terminal
-EXPECTED = (SettingsError, DataError, checkpoint.NotACheckpoint, identity.Shadowed)
+from pipelines.settings import Settings, load
 
 app = typer.Typer(
     name="plumbline",
@@ -48,25 +47,6 @@ RunArguments = Annotated[
         metavar="[RUN.yaml] [a.b=c ...]", help="Settings of the run, and overrides of single keys."
     ),
 ]
-JsonOption = Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write the result as JSON.")]
-
-
-def one_message(command: Callable[P, R]) -> Callable[P, R]:
-    """Turn errors that people can act on into one message and exit status 2."""
-
-    @wraps(command)
-    def wrapped(*args: P.args, **kwargs: P.kwargs) -> R:
-        try:
-            return command(*args, **kwargs)
-        except EXPECTED as error:
-            raise _refusal(error) from None
-
-    return wrapped
-
-
-def _refusal(error: Exception) -> typer.Exit:
-    typer.echo(f"plumbline: {error}", err=True)
-    return typer.Exit(USAGE_ERROR)
 
 
 @app.command()
@@ -90,14 +70,14 @@ def align(
     except RuntimeError as error:  # a run that cannot go on; anything else is a bug and shows where
         typer.echo(f"plumbline: the run failed: {error}\n{run_dir / 'failure.txt'} says where.", err=True)
         raise typer.Exit(RUN_FAILED) from None
-    _write_json(json_file, summary)
+    write_json(json_file, summary)
     from pipelines.report.console import before_after_table, closing_lines
 
-    console = Console(width=None if sys.stdout.isatty() else PLAIN_WIDTH)
-    console.print(before_after_table(summary))
+    out = console()
+    out.print(before_after_table(summary))
     for line in closing_lines(summary):
-        console.print(line, highlight=False)
-    console.print(
+        out.print(line, highlight=False)
+    out.print(
         f"{summary['status']}; everything is in {run_dir}; open {run_dir / 'report.html'}", soft_wrap=True
     )
     if _violations(summary["audit"]):
@@ -133,7 +113,7 @@ def evaluate(
     from actors.run import evaluate_checkpoint as run
 
     measures = run(settings, target)
-    _write_json(json_file, measures)
+    write_json(json_file, measures)
     _print_measures(measures)
 
 
@@ -143,7 +123,7 @@ def validate(arguments: RunArguments = None, json_file: JsonOption = None) -> No
     """Check settings, recipe, model, reward, every data row and resources. Starts nothing."""
     settings = _settings(arguments)
     findings = preflight.check(settings)
-    _write_json(json_file, [vars(finding) for finding in findings])
+    write_json(json_file, [vars(finding) for finding in findings])
     for finding in findings:
         if finding.ok:
             typer.echo(f"ok      {finding.check}: {finding.text}")
@@ -167,9 +147,9 @@ def list_recipes(
         try:
             recipes.load(name, {})
         except ValueError as error:
-            raise _refusal(error) from None
+            raise refusal(error) from None
         known = [recipe for recipe in known if recipe.name == name]
-    _write_json(
+    write_json(
         json_file,
         [{**vars(recipe), "parameters": [vars(p) for p in recipe.parameters]} for recipe in known],
     )
@@ -193,7 +173,7 @@ def report(run_dir: Annotated[Path, typer.Argument(metavar="RUN_DIR")]) -> None:
     try:
         typer.echo(render(run_dir))
     except FileNotFoundError as error:
-        raise _refusal(error) from None
+        raise refusal(error) from None
 
 
 @app.command()
@@ -208,156 +188,14 @@ def audit(
     try:
         found = recount(run_dir)
     except FileNotFoundError as error:
-        raise _refusal(error) from None
-    _write_json(json_file, found.to_json())
+        raise refusal(error) from None
+    write_json(json_file, found.to_json())
     for line in found.lines():
         typer.echo(line)
     raise typer.Exit(RUN_FAILED if _violations(found.to_json()) else 0)
 
 
-@app.command()
-@one_message
-def serve(
-    arguments: Annotated[
-        list[str] | None,
-        typer.Argument(
-            metavar="[RUN_OR_CHECKPOINT] [SERVER.yaml] [a.b=c ...]",
-            help="What to serve, settings of the server, and overrides of single keys.",
-        ),
-    ] = None,
-    port: Annotated[int | None, typer.Option(min=1, max=65535, help="Short for port=N.")] = None,
-    host: Annotated[str | None, typer.Option(help="Short for host=HOST.")] = None,
-    name: Annotated[str | None, typer.Option(help="What clients call the model.")] = None,
-) -> None:
-    """Answer OpenAI-compatible requests with an aligned model."""
-    from serving import app as server
-
-    given = list(arguments or ())
-    overrides = [one for one in given if "=" in one]
-    files = [Path(one) for one in given if one.endswith((".yaml", ".yml"))]
-    targets = [Path(one) for one in given if one not in overrides and Path(one) not in files]
-    if len(files) > 1 or len(targets) > 1:
-        raise SettingsError(f"serve: expected at most one run or checkpoint and one YAML file, got {given}")
-    overrides += [f"{key}={value}" for key, value in (("port", port), ("host", host)) if value is not None]
-    settings = server.load(files[0] if files else None, overrides)
-    try:
-        raise typer.Exit(server.serve(targets[0] if targets else None, settings, name=name))
-    except (server.NotServable, server.ServeError) as error:
-        raise _refusal(error) from None
-
-
-RegistryOption = Annotated[Path, typer.Option("--registry", metavar="DIR", help="Folder of the registry.")]
-
-
-@app.command()
-@one_message
-def promote(
-    target: Annotated[
-        str, typer.Argument(metavar="RUN_OR_CHECKPOINT", help="Or the id of a registered version.")
-    ],
-    overrides: Annotated[list[str] | None, typer.Argument(metavar="[a.b=c ...]")] = None,
-    registry: RegistryOption = Path("registry"),
-    gate: Annotated[Path | None, typer.Option(metavar="GATE.yaml", help="Conditions of the gate.")] = None,
-    force: Annotated[bool, typer.Option("--force", help="Without the gate; say why.")] = False,
-    reason: Annotated[str | None, typer.Option(help="Kept in the history.")] = None,
-    json_file: JsonOption = None,
-) -> None:
-    """Compare a checkpoint with the one that is served, and serve it from now on if the gate lets it pass."""
-    from serving import app as server
-
-    try:
-        decided = server.commands.promote(
-            target, registry=registry, gate=gate, overrides=overrides or (), force=force, reason=reason
-        )
-    except server.RegistryError as error:
-        raise _refusal(error) from None
-    _write_json(json_file, decided)
-    if decided["decision"] is not None:
-        Console(width=None if sys.stdout.isatty() else PLAIN_WIDTH).print(
-            server.commands.describe(decided["decision"])
-        )
-    typer.echo(f"{decided['version']}: {'promoted' if decided['promoted'] else 'refused'}: {decided['why']}")
-    raise typer.Exit(0 if decided["promoted"] else RUN_FAILED)
-
-
-@app.command()
-@one_message
-def rollback(
-    reason: Annotated[str, typer.Option(help="Kept in the history.")],
-    registry: RegistryOption = Path("registry"),
-    to: Annotated[str | None, typer.Option(metavar="VERSION", help="An earlier one than the last.")] = None,
-) -> None:
-    """Serve the version before the present one again."""
-    from serving import app as server
-
-    try:
-        entry = server.commands.rollback(registry=registry, reason=reason, to=to)
-    except server.RegistryError as error:
-        raise _refusal(error) from None
-    typer.echo(f"{entry.id} is promoted again; servers that follow {registry} change over by themselves")
-
-
-@app.command()
-@one_message
-def history(registry: RegistryOption = Path("registry"), json_file: JsonOption = None) -> None:
-    """What was registered, promoted, refused and taken back, and why."""
-    from serving import app as server
-
-    try:
-        acts = server.commands.history(registry=registry)
-    except server.RegistryError as error:
-        raise _refusal(error) from None
-    _write_json(json_file, acts)
-    width = None if sys.stdout.isatty() else 2 * PLAIN_WIDTH
-    Console(width=width).print(server.commands.render_history(acts))
-
-
-keys = typer.Typer(help="API keys of a server; the file holds salted hashes alone.", no_args_is_help=True)
-app.add_typer(keys, name="keys")
-KeysFile = Annotated[Path, typer.Argument(metavar="FILE")]
-
-
-@keys.command("add")
-@one_message
-def add_key(
-    file: KeysFile,
-    client: Annotated[str, typer.Argument(metavar="NAME")],
-    consents: Annotated[bool, typer.Option("--consents", help="Its answers may be kept.")] = False,
-) -> None:
-    """Make a key for a client; it is printed once and nowhere kept."""
-    from serving import app as server
-
-    typer.echo(_keys_said(lambda: server.keys.add(file, client, consents=consents)))
-
-
-@keys.command("revoke")
-@one_message
-def revoke_keys(file: KeysFile, client: Annotated[str, typer.Argument(metavar="NAME_OR_ID")]) -> None:
-    """Refuse one key, or all of a client, from now on."""
-    from serving import app as server
-
-    typer.echo(f"{_keys_said(lambda: server.keys.revoke(file, client))} revoked")
-
-
-@keys.command("list")
-@one_message
-def list_keys(file: KeysFile) -> None:
-    """Clients and the ids of their keys; nobody can read the keys themselves."""
-    from serving import app as server
-
-    table = Table("key", "client", "created", "revoked", box=box.SIMPLE_HEAD)
-    for entry in _keys_said(lambda: server.keys.entries(file)):
-        table.add_row(entry.key, entry.client, str(entry.created), str(entry.revoked or ""))
-    Console(width=None if sys.stdout.isatty() else PLAIN_WIDTH).print(table)
-
-
-def _keys_said(act: Callable[[], R]) -> R:
-    from serving import app as server
-
-    try:
-        return act()
-    except server.keys.KeysError as error:
-        raise _refusal(error) from None
+app.add_typer(cli_serving.app)
 
 
 @app.command()
@@ -404,9 +242,9 @@ def show_status(
         return
     from pipelines.status import describe
 
-    console = Console(width=None if sys.stdout.isatty() else PLAIN_WIDTH)
+    out = console()
     for part in describe(found):
-        console.print(part, highlight=False)
+        out.print(part, highlight=False)
 
 
 @app.command()
@@ -455,17 +293,17 @@ def plan(
     for note in asked.notes:
         typer.echo(f"note: {note}", err=True)
     advice = asked.advise(generators=generators, scorers=scorers, devices=devices, waits=waits, seed=seed)
-    _write_json(json_file, advice.to_json())
-    console = Console(width=None if sys.stdout.isatty() else PLAIN_WIDTH)
+    write_json(json_file, advice.to_json())
+    out = console()
     for part in printing.describe(advice):
-        console.print(part, highlight=False)
+        out.print(part, highlight=False)
 
 
 @app.command("doctor")
 def examine(json_file: JsonOption = None) -> None:
     """Versions, devices and tools: what would fail here, and how to fix it."""
     checks = doctor.examine()
-    _write_json(json_file, [check.to_json() for check in checks])
+    write_json(json_file, [check.to_json() for check in checks])
     colours = {"ok": "green", "warning": "yellow", "failure": "red"}
     table = Table("check", "status", "found", "what to do")
     for check in checks:
@@ -483,12 +321,6 @@ def _settings(arguments: Sequence[str] | None, seed: int | None = None) -> Setti
     is_file = bool(given) and (Path(given[0]).suffix in (".yaml", ".yml") or "=" not in given[0])
     path = Path(given.pop(0)) if is_file else None
     return load(path, [*given, *([f"seed={seed}"] if seed is not None else [])])
-
-
-def _write_json(file: Path | None, value: Any) -> None:
-    if file is not None:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(json.dumps(value, indent=2, default=str) + "\n", encoding="utf-8")
 
 
 def _print_measures(measures: Mapping[str, Any], prefix: str = "") -> None:

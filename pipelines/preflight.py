@@ -20,7 +20,6 @@ from pipelines.rewards import load_reward
 from pipelines.rewards.probe import MIN_PAIRS, text_probe_auc
 from pipelines.settings import Settings, SettingsError, demands, model_path
 
-OUTSIDE_BLOCKS = ("embed_tokens", "lm_head")
 PROBED: Final = 2000  # recorded pairs that are looked at
 
 
@@ -104,7 +103,7 @@ def _model(settings: Settings) -> str:
         )
     modules = {name.removesuffix(".weight").rpartition(".")[2] for name in found.tensors}
     for target in settings.learner.lora.targets if settings.learner.lora is not None else ():
-        if target in OUTSIDE_BLOCKS:
+        if target in checkpoint.OUTSIDE_BLOCKS:
             raise SettingsError(
                 f"learner.lora.targets: {target!r} cannot have an adapter, since it breaks the "
                 "log-probabilities behind it; name linear layers of the blocks, such as 'q_proj'"

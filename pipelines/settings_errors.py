@@ -10,6 +10,7 @@ from typing import Any, Union, get_args, get_origin
 from pydantic import BaseModel, ValidationError
 
 Key = tuple[str, ...]
+CHOSEN = "NAME"
 
 #: What other libraries call our keys, where no likeness of letters leads from one to the other.
 ELSEWHERE = {
@@ -34,12 +35,14 @@ class SettingsError(ValueError):
 
 
 def keys(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
-    """Every dotted key of a settings class, sections included."""
+    """Every dotted key of a settings class, sections included; NAME stands for names that users choose."""
     for name, entry in model.model_fields.items():
         yield prefix + name
-        section = section_of(entry.annotation)
+        section, inside = section_of(entry.annotation), f"{prefix}{name}."
+        if section is None and get_origin(entry.annotation) is dict:
+            section, inside = section_of(get_args(entry.annotation)[1]), f"{inside}{CHOSEN}."
         if section is not None:
-            yield from keys(section, f"{prefix}{name}.")
+            yield from keys(section, inside)
 
 
 def section_of(annotation: Any) -> type[BaseModel] | None:
@@ -80,8 +83,9 @@ def _line(problem: dict[str, Any], known: list[str], origins: Mapping[Key, str],
     where = _origin(key, origins, default)
     dotted = ".".join(key)
     if problem["type"] == "extra_forbidden":
-        guess = nearest(dotted, known)
-        section = dotted.rpartition(".")[0]
+        asked = _as_known(dotted, known)
+        guess = nearest(asked, known)
+        section = asked.rpartition(".")[0]
         names = sorted(k.rpartition(".")[2] for k in known if k.rpartition(".")[0] == section)
         hint = f"did you mean {guess!r}?" if guess else f"known keys here: {', '.join(names)}"
         return f"{where}: unknown key {dotted!r}; {hint}"
@@ -101,6 +105,15 @@ def _line(problem: dict[str, Any], known: list[str], origins: Mapping[Key, str],
         expected = "expected a section with keys of its own"
     got = problem["input"]
     return f"{where}: {dotted}: {expected}, got {_shown(got)}"
+
+
+def _as_known(dotted: str, known: list[str]) -> str:
+    """With NAME for each name that users choose."""
+    found = ""
+    for part in dotted.split("."):
+        chosen = any(key.startswith(f"{found}{CHOSEN}.") for key in known)
+        found += f"{CHOSEN if chosen else part}."
+    return found[:-1]
 
 
 def _origin(key: Key, origins: Mapping[Key, str], default: str) -> str:

@@ -10,7 +10,7 @@ import os
 import signal
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,14 +25,14 @@ from ray import serve as ray_serve
 
 from actors.placement import start_on_loopback
 from serving.access import keys
-from serving.checkpoint import NotServable, Servable, find_servable
+from serving.checkpoint import NotServable
+from serving.feedback import forgetting
 from serving.front import VARIABLE
 from serving.registry import commands
-from serving.registry.followed import Followed
-from serving.registry.registry import Entry, Registry, RegistryError
-from serving.replicas.conductor import NAME, NAMESPACE, Conductor, Fixed, Source
+from serving.registry.registry import RegistryError
+from serving.replicas.conductor import NAME, NAMESPACE, Conductor
 from serving.replicas.engine_settings import environment
-from serving.replicas.integrity import version_of
+from serving.served import Served, find
 from serving.settings import Settings, load
 
 #: What the command line reaches; it imports nothing else of serving.
@@ -44,6 +44,7 @@ __all__ = [
     "Target",
     "application",
     "commands",
+    "forgetting",
     "keys",
     "load",
     "serve",
@@ -69,7 +70,7 @@ class _Stopped(BaseException):
 class Server:
     """A running endpoint."""
 
-    servable: Servable
+    models: Sequence[Served]
     settings: Settings
 
     @property
@@ -92,16 +93,16 @@ def serve(
     """Serve until SIGINT or SIGTERM and return the exit status: 128 + the signal's number.
 
     `target` is a run or a checkpoint. With `settings.registry` what is promoted there is served, and
-    followed; a target is then its first version. Without `ray_address` (or RAY_ADDRESS) a local Ray is
-    started, and ended again. Raises NotServable and ServeError before the endpoint is up; a second signal
-    ends the process at once.
+    followed; a target is then its first version. `settings.models` has several instead. Without
+    `ray_address` (or RAY_ADDRESS) a local Ray is started, and ended again. Raises NotServable and ServeError
+    before the endpoint is up; a second signal ends the process at once.
     """
-    servable, source = _source(target, settings, name)
+    models = find(target, settings, name)
     address = ray_address or os.environ.get("RAY_ADDRESS") or None
     if address is None:
         _check_port(settings.host, settings.port)
     try:
-        with running(servable, source, settings, address) as server:
+        with running(models, settings, address) as server:
             _announce(server)
             while True:
                 signal.pause()
@@ -112,72 +113,46 @@ def serve(
 
 @contextmanager
 def running(
-    servable: Servable, source: Source, settings: Settings, address: str | None = None
+    models: Sequence[Served],
+    settings: Settings,
+    address: str | None = None,
+    *,
+    bound: Callable[[Sequence[Served], Settings], Any] | None = None,
 ) -> Iterator[Server]:
-    """An endpoint that answers inside the block and is gone after it, with every process it started."""
-    print(f"starting {servable.name} from {servable.path}", flush=True)
-    with _connected(address, settings), _signals_stop():
+    """An endpoint that answers inside the block and is gone after it, with every process it started.
+
+    `bound`: makes the Serve application; None: the gateway before vLLM.
+    """
+    for model in models:
+        print(f"starting {model.servable.name} from {model.servable.path}", flush=True)
+    with _connected(address, models), _signals_stop():
         try:
-            conductor = _conductor({servable.name: source})
+            conductor = _conductor(models)
             ray_serve.start(
                 proxy_location="HeadOnly",
                 http_options=_http_options(settings),
                 logging_config={"log_level": "WARNING"},
             )
             application = ray_serve.RunTarget(
-                target=_application(servable, settings),
+                target=(bound or _application)(models, settings),
                 name=APPLICATION,
                 route_prefix="/",
                 logging_config={"log_level": "WARNING"},
             )
             ray_serve.run_many([application], wait_for_applications_running=False)
             _wait_until_running()
-            yield Server(servable=servable, settings=settings)
+            yield Server(models=models, settings=settings)
             del conductor  # until here its handle keeps it alive
         finally:
             ray_serve.shutdown()
 
 
-def _source(target: Path | None, settings: Settings, name: str | None) -> tuple[Servable, Source]:
-    """What is served, and what says so from now on."""
-    if settings.registry is None:
-        if target is None:
-            raise NotServable("give the run or the checkpoint to serve, or registry=FOLDER")
-        servable = find_servable(target, name)
-        return servable, Fixed(version=version_of(servable.path))
-    registry = Registry(Path(settings.registry))
-    try:
-        promoted, name = _promoted(registry, target, name)
-    except RegistryError as error:
-        raise ServeError(str(error)) from error
-    servable = find_servable(Path(promoted.path), name or promoted.run)
-    return servable, Followed(registry, settings.canary.rules)
-
-
-def _promoted(registry: Registry, target: Path | None, name: str | None) -> tuple[Entry, str | None]:
-    """The version that a registry says, and the model's name; in an empty one the target is the first."""
-    promoted = registry.promoted()
-    if promoted is None:
-        if target is None:
-            raise NotServable(
-                f"{registry.folder}: nothing is promoted there yet; name a run or a checkpoint to begin "
-                "with, or promote one (plumbline promote)"
-            )
-        found = find_servable(target, name)
-        entry = registry.register(found.path)
-        return registry.promote(entry.id, why="the first version served", against=None), found.name
-    if target is not None:
-        raise NotServable(
-            f"{registry.folder}: {promoted.id} is promoted there. Serve it without naming a target, or "
-            f"bring {target} in with plumbline promote"
-        )
-    return promoted, name
-
-
-def _conductor(sources: dict[str, Source], **options: Any) -> Any:
-    """It is restarted where it dies, and finds its way from the registry and from replicas that ask."""
+def _conductor(models: Sequence[Served], **options: Any) -> Any:
+    """It is restarted where it dies, and finds its way from the registries and from replicas that ask."""
+    sources = {model.servable.name: model.source for model in models}
+    adapters = {one.name: (model.servable.name, one.id) for model in models for one in model.adapters}
     known = {"name": NAME, "namespace": NAMESPACE, "num_cpus": 0, "max_restarts": -1}
-    return ray.remote(Conductor).options(**known, max_concurrency=1000, **options).remote(sources)
+    return ray.remote(Conductor).options(**known, max_concurrency=1000, **options).remote(sources, adapters)
 
 
 def _http_options(settings: Settings) -> dict[str, Any]:
@@ -201,37 +176,34 @@ def application(args: dict[str, Any]) -> Any:
     """For Serve's configuration files: `import_path: serving.app:application`. Raises NotServable."""
     wanted = Target.model_validate(args)
     settings = Settings.model_validate(wanted.settings)
-    servable, source = _source(wanted.target, settings, wanted.name)
-    _conductor({servable.name: source}, lifetime="detached", get_if_exists=True)
-    return _built(servable, settings)
+    models = find(wanted.target, settings, wanted.name)
+    _conductor(models, lifetime="detached", get_if_exists=True)
+    return _built(models, settings)
 
 
-def _application(servable: Servable, settings: Settings) -> Any:
+def _application(models: Sequence[Served], settings: Settings) -> Any:
     logging.disable(logging.WARNING)  # notes on import and configuration dumps would bury the address
     try:
-        return _built(servable, settings)
+        return _built(models, settings)
     finally:
         logging.disable(logging.NOTSET)
 
 
-def _built(servable: Servable, settings: Settings) -> Any:
-    from serving.deployments import Gateway, replicas  # loads vLLM
+def _built(models: Sequence[Served], settings: Settings) -> Any:
+    from serving import deployments  # loads vLLM
 
-    slots = {"stable": replicas(servable, settings, "stable")}
-    if settings.replicas.canary:
-        slots["canary"] = replicas(servable, settings, "canary")
-    return Gateway.bind(settings, {servable.name: slots})
+    return deployments.application(models, settings)
 
 
 @contextmanager
-def _connected(address: str | None, settings: Settings) -> Iterator[None]:
+def _connected(address: str | None, models: Sequence[Served]) -> Iterator[None]:
     """A driver's connection to the given cluster, or a local Ray that ends with the block."""
     before = _descendants()
     os.environ.update(environment() | VARIABLE)
     if address is None:
         # Logical CPUs only say how many actors fit; all of them share the real ones.
-        engines = (settings.replicas.most or settings.replicas.fewest) + settings.replicas.canary
-        start_on_loopback(num_cpus=2 + 2 * engines * max(1, settings.replicas.gpus), log_to_driver=False)
+        engines = sum(model.settings.replicas.cpus for model in models)
+        start_on_loopback(num_cpus=2 + engines, log_to_driver=False)
     else:
         ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
     try:
@@ -316,20 +288,27 @@ def _end(processes: set[psutil.Process]) -> None:
 
 
 def _announce(server: Server) -> None:
-    name, settings = server.servable.name, server.settings
-    print(f"\nserving {name} at {server.url} (OpenAI-compatible; Ctrl-C ends it)", flush=True)
+    names, settings = ", ".join(name for model in server.models for name in model.names), server.settings
+    print(f"\nserving {names} at {server.url} (OpenAI-compatible; Ctrl-C ends it)", flush=True)
     print(f"page: {server.origin}/" + ("" if settings.keys is None else " (it asks for a key)"), flush=True)
     print(f"try:\n\n{example_request(server)}\n", flush=True)
 
 
 def example_request(server: Server) -> str:
     """A curl command to paste; with a small picture inside where the model takes pictures."""
-    text = "describe the image ." if server.servable.sees else "hello"
-    content = f'{{"type": "text", "text": "{text}"}}'
-    if server.servable.sees:
-        content = f'{{"type": "image_url", "image_url": {{"url": "{_sample_picture()}"}}}}, ' + content
-    body = f'{{"model": "{server.servable.name}", "messages": [{{"role": "user", "content": [{content}]}}]}}'
-    return f"curl {server.url}/chat/completions -H 'Content-Type: application/json' -d '{body}'"
+    model = next((m for m in server.models if m.settings.engine.task == "generate"), server.models[0])
+    route, asked = "chat/completions", f'"messages": [{{"role": "user", "content": [{_content(model)}]}}]'
+    if model.settings.engine.task == "embed":
+        route, asked = "embeddings", '"input": "hello"'
+    body = f'{{"model": "{model.servable.name}", {asked}}}'
+    return f"curl {server.url}/{route} -H 'Content-Type: application/json' -d '{body}'"
+
+
+def _content(model: Served) -> str:
+    if not model.servable.sees:
+        return '{"type": "text", "text": "hello"}'
+    picture = f'{{"type": "image_url", "image_url": {{"url": "{_sample_picture()}"}}}}'
+    return picture + ', {"type": "text", "text": "describe the image ."}'
 
 
 def _sample_picture() -> str:

@@ -7,7 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from actors.checkpoints import MANIFEST, BadCheckpoint, newest_verified, verify
-from pipelines.checkpoint import NotACheckpoint, inspect
+from pipelines.checkpoint import NotACheckpoint, read
+from pipelines.types import MediaKind
+
+ANSWERS = ("ForCausalLM", "ForConditionalGeneration")  # how names of architectures end that write text
 
 
 class NotServable(Exception):
@@ -20,7 +23,13 @@ class Servable:
 
     path: Path
     name: str  # what clients put into "model"
-    sees: bool  # the configuration has a vision tower, so prompts may hold images
+    media: frozenset[MediaKind] = frozenset()  # what prompts may hold beside text, by its configuration
+    dtype: str | None = None  # of the weights, by its configuration
+
+    @property
+    def sees(self) -> bool:
+        """Whether it takes images."""
+        return "image" in self.media
 
 
 def find_servable(target: Path, name: str | None = None) -> Servable:
@@ -38,11 +47,17 @@ def find_servable(target: Path, name: str | None = None) -> Servable:
     except BadCheckpoint as error:
         raise NotServable(f"{error}. Serve another checkpoint of the run, or resume the run") from None
     try:
-        found = inspect(path)
+        found = read(path)
     except NotACheckpoint as error:
         hint = "Serve takes the directory of a run (with checkpoints/) or of a model in Hugging Face layout"
         raise NotServable(f"{str(error).removeprefix('model: ')}. {hint}") from None
-    return Servable(path=path, name=name or _as_name(default), sees=found.sees)
+    if not found.architecture.endswith(ANSWERS):
+        expected = " or ".join(f"...{end}" for end in ANSWERS)
+        raise NotServable(
+            f"{path}: expected an architecture that writes text ({expected}), got {found.architecture!r}; "
+            "serve another model"
+        )
+    return Servable(path=path, name=name or _as_name(default), media=found.media, dtype=found.dtype)
 
 
 def _committed(target: Path) -> tuple[Path, str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,18 +13,21 @@ from ray import serve as ray_serve
 
 from serving.access.keys import Keys
 from serving.access.quotas import Quotas
-from serving.checkpoint import Servable
 from serving.feedback import FeedbackStore
 from serving.gateway import logs
 from serving.gateway.gateway import build
-from serving.media import MediaPool, clean
+from serving.limits import Limits
+from serving.media import Fetcher, MediaPool, clean, damage
+from serving.models import ReplicaSettings
 from serving.page import mount
 from serving.replicas.backend import ServeBackend
 from serving.replicas.conductor import NAME, NAMESPACE
-from serving.replicas.replica import deployment
+from serving.replicas.engine_settings import chosen
 from serving.selection.judging import Judges, load_rewards
 from serving.selection.selectors import Inference
+from serving.served import Served
 from serving.settings import Settings
+from serving.wire import Capabilities
 
 IN_FLIGHT = 10_000  # Serve's own bound; the gateway has bounds of its own, which answer with Retry-After
 
@@ -39,44 +42,72 @@ class Gateway:
     Args:
         settings: of the server.
         handles: a model's public name -> slot -> the replicas' handle.
+        capabilities: a model's public name -> what it can do.
     """
 
-    def __init__(self, settings: Settings, handles: Mapping[str, Mapping[str, Any]]) -> None:
-        self._settings, self._handles = settings, handles
+    def __init__(
+        self,
+        settings: Settings,
+        handles: Mapping[str, Mapping[str, Any]],
+        capabilities: Mapping[str, Capabilities],
+    ) -> None:
+        self._settings, self._handles, self._capabilities = settings, handles, capabilities
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         logs.to_stderr()
         settings = self._settings
         conductor = ray.get_actor(NAME, namespace=NAMESPACE)
         pool = MediaPool(settings.media, settings.limits)
+        fetcher = None if settings.media.remote is None else Fetcher(settings.media.remote)
         rewards = settings.selectors
+        judges = Judges(load_rewards(rewards.rewards), rewards.timeout_s)
+        damages = partial(damage, limits=settings.limits, pool=pool)
         return build(
             settings,
             ServeBackend(self._handles, conductor),
             keys=None if settings.keys is None else Keys.load(Path(settings.keys)),
             quotas=Quotas(settings.quotas),
+            capabilities=self._capabilities,
             page=mount,
-            clean=partial(clean, limits=settings.limits, pool=pool),
+            clean=partial(clean, limits=settings.limits, pool=pool, fetcher=fetcher),
+            close=pool.close,
             feedback=FeedbackStore.of(settings.feedback),
-            selectors=Inference(Judges(load_rewards(rewards.rewards), rewards.timeout_s), settings.limits),
+            selectors=Inference(judges, settings.limits, damages),
         )
 
 
-def replicas(servable: Servable, settings: Settings, slot: str) -> Any:
-    """The bound deployment of one slot's replicas."""
-    options = {"max_ongoing_requests": IN_FLIGHT, **_scale(settings, slot)}
-    engine = {
-        "max_logprobs": settings.limits.logprobs,
-        **({"limit_mm_per_prompt": {"image": settings.limits.media, "video": 0}} if servable.sees else {}),
+def application(models: Sequence[Served], settings: Settings) -> Any:
+    """The bound application: the gateway before the replicas of every model. Raises NotServable."""
+    slots = [(model, _slots(model, settings.limits)) for model in models]
+    handles = {name: bound for model, bound in slots for name in model.names}
+    capabilities = {name: model.capabilities for model in models for name in model.names}
+    return Gateway.bind(settings, handles, capabilities)
+
+
+def _slots(model: Served, limits: Limits) -> dict[str, Any]:
+    """Slot -> the bound deployment of its replicas."""
+    from serving.replicas.replica import deployment  # loads vLLM, which a gateway's process does without
+
+    wanted = model.settings.replicas
+    engine = chosen(model.servable, model.settings.engine, limits)
+    return {
+        slot: deployment(
+            model.servable,
+            slot=slot,
+            gpus=wanted.gpus,
+            options=options,
+            engine=engine,
+            adapters=model.adapters,
+        )
+        for slot, options in _scales(wanted).items()
     }
-    return deployment(servable, slot=slot, gpus=settings.replicas.gpus, options=options, engine=engine)
 
 
-def _scale(settings: Settings, slot: str) -> dict[str, Any]:
-    wanted = settings.replicas
-    if slot == "canary":
-        return {"num_replicas": wanted.canary}
-    if wanted.most is None or wanted.most == wanted.fewest:
-        return {"num_replicas": wanted.fewest}
-    bounds = {"min_replicas": wanted.fewest, "max_replicas": wanted.most}
-    return {"autoscaling_config": bounds | {"target_ongoing_requests": wanted.target_requests}}
+def _scales(wanted: ReplicaSettings) -> dict[str, dict[str, Any]]:
+    """Slot -> Serve's options for how many replicas it has. Without canaries there is no such slot."""
+    stable: dict[str, Any] = {"num_replicas": wanted.fewest}
+    if wanted.most is not None and wanted.most != wanted.fewest:
+        bounds = {"min_replicas": wanted.fewest, "max_replicas": wanted.most}
+        stable = {"autoscaling_config": bounds | {"target_ongoing_requests": wanted.target_requests}}
+    slots = {"stable": stable} | ({"canary": {"num_replicas": wanted.canary}} if wanted.canary else {})
+    return {slot: {"max_ongoing_requests": IN_FLIGHT, **scale} for slot, scale in slots.items()}

@@ -37,6 +37,6 @@ class Limits(Section):
     samples: Positive = 512  # prompts times answers per prompt
     logprobs: Count = 20
     logit_bias: Count = 300
-    stop: Count = 4
+    stop: Count = 16  # texts; OpenAI takes 4, harnesses for evaluation send more
     tools: Count = 64
     schema_kib: Positive = 64  # JSON schemas of a request together

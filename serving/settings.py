@@ -13,6 +13,7 @@ from pipelines import marked_yaml
 from pipelines.settings import Section
 from pipelines.settings_errors import SettingsError, explain
 from serving.limits import Count, Limits, Positive, Seconds
+from serving.models import ModelSettings, PublicName, ReplicaSettings, disagreements
 from serving.registry.canary import CanaryRules
 
 __all__ = ["Settings", "SettingsError", "load"]
@@ -27,8 +28,25 @@ class TlsSettings(Section):
     key: str = Field(min_length=1)
 
 
+_LABEL = "[a-z0-9]([a-z0-9_-]{0,61}[a-z0-9])?"
+HOST_NAME = rf"{_LABEL}([.]{_LABEL})*"
+Host = Annotated[
+    str, Field(pattern=rf"^(https?://)?({HOST_NAME}|[*][.]{_LABEL}[.]{HOST_NAME})(:[0-9]{{1,5}})?$")
+]
+
+
+class RemoteSettings(Section):
+    """Hosts that media are fetched from: media.example.org, *.example.org, http://plain.example.org:8080."""
+
+    hosts: Annotated[list[Host], Field(min_length=1)]
+    timeout_s: Seconds = 10  # for one medium, from its name to its last byte
+    mib: Positive = 32  # of one medium
+    redirects: Count = 0  # followed for one medium, to listed hosts alone
+
+
 class MediaSettings(Section):
     decoders: Positive = 2  # processes that decode what clients send
+    remote: RemoteSettings | None = None  # null: nothing is fetched, media are data URLs
 
 
 class QuotaSettings(Section):
@@ -46,18 +64,8 @@ class LoadSettings(Section):
     queue: Count = 256  # requests that wait for their turn
     queue_timeout_s: Seconds = 30
     request_timeout_s: Seconds = 300  # from the turn to the last byte
-    bodies_mib: Positive = 1024  # bodies of all requests together
+    bodies_mib: Positive = 1024  # of all requests together: bodies, media being fetched, clean media
     retry_s: Seconds = 30  # for so long a request is tried on other replicas, before its first byte
-
-
-class ReplicaSettings(Section):
-    """Engines of one model; Serve keeps between `fewest` and `most` of them."""
-
-    fewest: Positive = 1
-    most: Positive | None = None  # null: as many as `fewest`
-    target_requests: Positive = 16  # under way per replica, above which one more is started
-    canary: Count = 0  # further engines, for a canary; without any there is none
-    gpus: Count = 0  # per engine (tensor parallel); 0: CPU
 
 
 class CanarySettings(Section):
@@ -99,6 +107,8 @@ class Settings(Section):
     quotas: QuotaSettings = QuotaSettings()
     load: LoadSettings = LoadSettings()
     replicas: ReplicaSettings = ReplicaSettings()
+    # several at once, by public name; without any, what the command names is served
+    models: dict[PublicName, ModelSettings] = Field(default_factory=dict[str, ModelSettings])
     media: MediaSettings = MediaSettings()
     canary: CanarySettings = CanarySettings()
     feedback: FeedbackSettings = FeedbackSettings()
@@ -132,6 +142,9 @@ def _disagreements(server: Settings) -> Iterator[str]:
             f"feedback.consent: {server.feedback.consent!r} keeps feedback, but there is no folder for it; "
             "set feedback.folder"
         )
+    if server.models and server.registry is not None:
+        yield "registry: with models each one has its own; set models.NAME.registry instead"
+    yield from disagreements(server.models)
 
 
 def load(path: Path | None = None, overrides: Sequence[str] = ()) -> Settings:

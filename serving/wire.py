@@ -5,8 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from pipelines.types import MediaKind
+
 Kind = Literal["chat", "completion", "embedding"]
 State = Literal["loading", "serving", "swapping", "quarantined"]
+Task = Literal["generate", "embed"]
 SLOTS = ("stable", "canary")
 
 
@@ -17,6 +20,11 @@ class Version:
     id: str  # "v-" and the first 12 hexadecimal digits of `digest`
     path: str  # where replicas read it; never shown to clients
     digest: str  # SHA-256 of its manifest
+
+
+def over(base: str, adapter: str) -> str:
+    """The version of an adapter's answers, which names that of the base as well."""
+    return f"{base}+{adapter}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,6 +56,9 @@ class Standing:
     state: State
     in_flight: int
     detail: str = ""
+    closed_s: float = 0.0  # how long the last change-over, or the start, kept its gate closed
+    refused: tuple[str, ...] = ()  # versions that it lately could not change over to
+    model: str = ""  # its public name; the conductor fills it in
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,3 +69,12 @@ class Routing:
     stable: str
     canary: str | None = None
     weight: float = 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Capabilities:
+    """What a model can do; the gateway refuses the rest before an engine sees it."""
+
+    task: Task = "generate"
+    tools: bool = False
+    media: frozenset[MediaKind] = frozenset()

@@ -13,7 +13,7 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-from serving.decoding import films, pictures
+from serving.decoding import damages, films, pictures
 from serving.decoding.framing import Broken, Rejected, pack, unpack
 
 CLEAN: dict[str, Callable[[bytes, dict[str, Any]], tuple[str, bytes]]] = {
@@ -50,7 +50,8 @@ def _answered(job: dict[str, Any], data: bytes, limits: dict[str, Any]) -> tuple
             data = _plain(data)
         if not data:
             raise Rejected("no bytes in it; send the whole file")
-        kind, clean = CLEAN[job["kind"]](data, limits)
+        wanted = job.get("damage")
+        kind, clean = CLEAN[job["kind"]](data, limits) if wanted is None else damages.damaged(data, wanted)
         if len(clean) > job["most"]:
             raise Rejected(
                 f"{len(clean) / 2**20:.0f} MiB when decoded and encoded anew, {job['most'] / 2**20:.0f} MiB "

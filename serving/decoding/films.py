@@ -23,13 +23,14 @@ VIDEOS = "send MP4 or WEBM"
 SOUND_CODECS = ("flac", "opus", "vorbis", "mp3", "mp3float", "aac", "libopus", "libvorbis")
 VIDEO_CODECS = ("h264", "hevc", "vp8", "vp9", "libvpx", "libvpx-vp9", "av1", "libdav1d", "mpeg4", "mjpeg")
 RATES = (4_000, 192_000)  # Hz
-MAX_RATE = 48_000  # Hz, of what comes out
+RATE = 16_000  # Hz, of what comes out: audio encoders take it, so that no engine has to resample
 CHANNELS = 8
+MIN_FRAMES = 2  # engines that sample pairs of frames fail on less
 FRAME_RATES = (Fraction(1, 60), Fraction(240))  # frames per second
 
 
 def clean_sound(data: bytes, limits: dict[str, Any]) -> tuple[str, bytes]:
-    """WAV, 16 bits, mono, at most 48 kHz. Raises Rejected."""
+    """WAV, 16 bits, mono, 16 kHz. Raises Rejected."""
     with _opened(data, _sound_format(data), SOUNDS) as container:
         if not container.streams.audio:
             raise Rejected(f"no sound in it; {SOUNDS}")
@@ -45,12 +46,12 @@ def clean_sound(data: bytes, limits: dict[str, Any]) -> tuple[str, bytes]:
 
 
 def _wave(container: Any, stream: Any, rate: int, most_s: int) -> bytes:
-    resampler = av.AudioResampler(format="s16", layout="mono", rate=min(rate, MAX_RATE))
+    resampler = av.AudioResampler(format="s16", layout="mono", rate=RATE)
     out, samples = io.BytesIO(), 0
     with wave.open(out, "wb") as sound:
         sound.setnchannels(1)
         sound.setsampwidth(2)
-        sound.setframerate(min(rate, MAX_RATE))
+        sound.setframerate(RATE)
         for frame in _frames(container, stream, "sound"):
             samples += frame.samples
             if samples > most_s * rate:
@@ -105,8 +106,10 @@ def _film(container: Any, stream: Any, rate: Fraction, limits: dict[str, Any]) -
             even = frame.reformat(target.width, target.height, "yuv420p")
             even.pts, even.time_base, even.pict_type = count - 1, 1 / rate, 0
             film.mux(target.encode(even))
-        if not count:
-            raise Rejected("no frames in it, expected at least one; send a video that is not empty")
+        if count < MIN_FRAMES:
+            raise Rejected(
+                f"frames: {count}, expected at least {MIN_FRAMES}; send a picture, or the whole video"
+            )
         film.mux(target.encode(None))
     return out.getvalue()
 

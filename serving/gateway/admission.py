@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import AbstractContextManager, asynccontextmanager, contextmanager
 
 from serving.gateway.errors import ApiError
 from serving.gateway.metrics import Metrics
@@ -74,3 +74,7 @@ class Held:
         """Raises ApiError (503) when all requests together hold too much."""
         self._admission.hold(size)
         self.size += size
+
+    def passing(self) -> AbstractContextManager[Held]:
+        """For bytes that the request does not hold until its end."""
+        return self._admission.bytes()

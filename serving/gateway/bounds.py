@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from pipelines.types import MediaKind
 from serving.gateway.errors import ApiError, path, shown
 from serving.gateway.schema import ChatRequest, CompletionRequest, EmbeddingRequest, MediaPart, Sampling
 from serving.limits import Limits
@@ -14,7 +15,7 @@ from serving.limits import Limits
 Body = dict[str, Any]
 
 #: The field of each kind of part that holds its URL.
-URL_FIELDS = {"image_url": "image", "video_url": "video", "audio_url": "audio"}
+URL_FIELDS: dict[str, MediaKind] = {"image_url": "image", "video_url": "video", "audio_url": "audio"}
 CHARS_PER_TOKEN = 4  # for quotas, before the tokens are known
 
 
@@ -124,6 +125,12 @@ def media_of(body: Body, limits: Limits) -> list[MediaPart]:
     return found
 
 
+def media_kinds(body: Body) -> Iterator[tuple[MediaKind, str]]:
+    """What each medium of a chat is, and where it stands."""
+    for part, where in _media_parts(body):
+        yield URL_FIELDS.get(part["type"], "audio"), where
+
+
 def with_media(body: Body, urls: Sequence[str]) -> None:
     """Put clean data URLs where the media of a chat were, in place."""
     for (part, _), url in zip(list(_media_parts(body)), urls, strict=True):
@@ -165,7 +172,7 @@ def cost(body: Body, limits: Limits) -> int:
         chars = sum(_chars(message.get("content")) for message in body["messages"])
     else:
         prompts, chars = _counted(body["input"] if "input" in body else body["prompt"])
-    answer = body.get("max_completion_tokens") or body.get("max_tokens") or limits.max_tokens
+    answer = body.get("max_completion_tokens", body.get("max_tokens", limits.max_tokens))
     samples = 0 if "input" in body else prompts * body.get("n", 1)
     return chars // CHARS_PER_TOKEN + answer * samples
 

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Awaitable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 from starlette.types import Send
 
-from serving.gateway import bounds, errors, logs
+from serving.gateway import bounds, capabilities, errors, logs
+from serving.gateway.admission import Held
 from serving.gateway.dispatch import Answers, Dispatch, Target, pick
 from serving.gateway.errors import ApiError
 from serving.gateway.metrics import Metrics
@@ -22,7 +23,7 @@ from serving.gateway.transcript import Transcript
 from serving.gateway.votes import Origin, Votes
 from serving.registry.promotion import is_refusal
 from serving.settings import Settings
-from serving.wire import Answer, Kind, Refusal, Routing
+from serving.wire import Answer, Capabilities, Kind, Refusal, Routing
 
 PREFIX: dict[Kind, str] = {"chat": "chatcmpl", "completion": "cmpl"}
 SELECTION_TRIES = 3  # a selection over answers of two versions, in the moment of a swap, is made again
@@ -39,6 +40,8 @@ class Parts:
     clean: Clean | None = None
     feedback: FeedbackStore | None = None
     selectors: Selectors | None = None
+    # of models by public name; one that is not listed is asked for anything
+    capabilities: Mapping[str, Capabilities] = field(default_factory=dict[str, Capabilities])
 
 
 @dataclass
@@ -92,6 +95,9 @@ class Exchanges:
         routing = await self.parts.backend.routing(body["model"])
         if routing is None:
             raise errors.no_such_model(body["model"])
+        can = self.parts.capabilities.get(body["model"])
+        if can is not None:
+            capabilities.require(kind, body, can)
         options = dict(body.pop("plumbline", None) or {})
         version = options.pop("version", None)
         if version is None:
@@ -163,7 +169,7 @@ class Exchange:
         if quotas is None:
             yield
             return
-        reserved = bounds.cost(self._body, self._limits)
+        reserved = sum(bounds.cost(chat, self._limits) for chat in self._asked())
         refusal = quotas.take(client, reserved)
         if refusal is not None:
             raise ApiError.of(refusal)
@@ -172,10 +178,15 @@ class Exchange:
         finally:
             quotas.give(client, reserved, self._call.fields.get("tokens", 0))
 
-    async def run(self, send: Send) -> None:
-        """Clean the media, get the answer, send it."""
+    def _asked(self) -> Sequence[dict[str, Any]]:
+        """What replicas are going to be asked."""
+        selectors = self._parts.selectors
+        return selectors.asked(self._options, self._body) if self._options and selectors else [self._body]
+
+    async def run(self, send: Send, held: Held) -> None:
+        """Clean the media, get the answer, send it. `held` counts what the request holds."""
         if self._kind == "chat":
-            await self._clean()
+            await self._clean(held)
         with self._accounted():
             if self._options:
                 await self._send_whole(self._target.slot, await self._selected(), send)
@@ -187,13 +198,13 @@ class Exchange:
                 )
                 await self._send_whole(slot, answer, send)
 
-    async def _clean(self) -> None:
+    async def _clean(self, held: Held) -> None:
         media = bounds.media_of(self._body, self._limits)
         if not media:
             return
         if self._parts.clean is None:
             raise ApiError(400, f"{media[0].param}: this server takes no media", param=media[0].param)
-        bounds.with_media(self._body, await self._parts.clean(media))
+        bounds.with_media(self._body, await self._parts.clean(media, held))
 
     async def _selected(self) -> Answer:
         selectors = self._parts.selectors

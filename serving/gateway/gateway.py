@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
-from collections.abc import Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
+from contextlib import asynccontextmanager
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -22,7 +24,7 @@ from serving.gateway.openapi import describe
 from serving.gateway.protocols import Backend, Clean, FeedbackStore, Keys, Quotas, Selectors
 from serving.gateway.streaming import Reply, while_connected
 from serving.settings import Settings, is_loopback
-from serving.wire import Kind, Standing
+from serving.wire import Capabilities, Kind, Standing
 
 
 def build(
@@ -34,11 +36,15 @@ def build(
     clean: Clean | None = None,
     feedback: FeedbackStore | None = None,
     selectors: Selectors | None = None,
+    capabilities: Mapping[str, Capabilities] | None = None,
     page: Callable[[FastAPI], None] | None = None,
+    close: Callable[[], None] = lambda: None,
 ) -> FastAPI:
     """The application. What is None is switched off: no keys, no quotas, no media, no feedback...
 
-    `page` adds the web page's own routes: / and what is under /page/, which need no key.
+    `capabilities`: of models by public name; one that is not listed is asked for anything.
+    `page` adds the web page's own routes: / and what is under /page/, which need no key. `close` is called
+    when the application ends.
     """
     metrics = Metrics()
     parts = Parts(
@@ -49,12 +55,21 @@ def build(
         clean=clean,
         feedback=feedback,
         selectors=selectors,
+        capabilities=capabilities or {},
     )
-    app = FastAPI(title="plumbline", version="1", docs_url=None, redoc_url=None, openapi_url=None)
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        yield
+        await asyncio.to_thread(close)
+
+    app = FastAPI(
+        title="plumbline", version="1", docs_url=None, redoc_url=None, openapi_url=None, lifespan=lifespan
+    )
     app.add_middleware(Guard, keys=keys, local_only=is_loopback(settings.host), metrics=metrics)
     app.add_exception_handler(HTTPException, _http_error)
     _add_inference(app, parts, Admission(settings.load, metrics))
-    _add_reading(app, backend, metrics)
+    _add_reading(app, backend, metrics, parts.capabilities)
     if page is not None:
         page(app)
     document = describe(settings, keyed=keys is not None)
@@ -74,7 +89,7 @@ def _add_inference(app: FastAPI, parts: Parts, admission: Admission) -> None:
                 bounds.bound(wanted, limits)
                 exchange = await exchanges.open(kind, plain(wanted), _call(request))
                 with exchange.quota():
-                    await while_connected(receive, _in_turn(admission, exchange.run(send)))
+                    await while_connected(receive, _in_turn(admission, exchange.run(send, held)))
 
         app.add_api_route(path, lambda: Reply(answer), methods=["POST"], response_class=Response)
 
@@ -104,16 +119,22 @@ async def _in_turn(admission: Admission, work: Coroutine[Any, Any, None]) -> Non
         work.close()  # it never ran when there was no turn
 
 
-def _add_reading(app: FastAPI, backend: Backend, metrics: Metrics) -> None:
+def _add_reading(
+    app: FastAPI, backend: Backend, metrics: Metrics, capabilities: Mapping[str, Capabilities]
+) -> None:
+    def shown(name: str) -> dict[str, Any]:
+        task = capabilities.get(name, Capabilities()).task
+        return {"id": name, "object": "model", "created": 0, "owned_by": "plumbline", "task": task}
+
     @app.get("/v1/models")
     async def models() -> Response:
-        return JSONResponse({"object": "list", "data": [_model(name) for name in await backend.models()]})
+        return JSONResponse({"object": "list", "data": [shown(name) for name in await backend.models()]})
 
     @app.get("/v1/models/{model:path}")
     async def model(model: str) -> Response:
         if model not in await backend.models():
             raise errors.no_such_model(model)
-        return JSONResponse(_model(model))
+        return JSONResponse(shown(model))
 
     @app.get("/v1/versions")
     async def versions() -> Response:
@@ -150,14 +171,11 @@ def _call(request: Request) -> Call:
     return request.scope["state"]["call"]
 
 
-def _model(name: str) -> dict[str, Any]:
-    return {"id": name, "object": "model", "created": 0, "owned_by": "plumbline"}
-
-
 def _replica(standing: Standing) -> dict[str, Any]:
     """Without `detail`, which may name what is inside this machine."""
     return {
         "replica": standing.replica,
+        "model": standing.model,
         "slot": standing.slot,
         "version": standing.version,
         "state": standing.state,

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from typing import Any, Protocol
 
+from serving.gateway.admission import Held
+from serving.gateway.schema import MediaPart
 from serving.wire import Answer, Kind, Refusal, Routing, Standing
 
 
@@ -81,8 +83,8 @@ class FeedbackStore(Protocol):
         ...
 
 
-#: Media parts (`serving.gateway.schema.MediaPart`) -> clean data URLs in the same order; raises `ApiError`.
-Clean = Callable[..., Awaitable[list[str]]]
+#: Media parts -> clean data URLs in the same order, counted in what the request holds; raises `ApiError`.
+Clean = Callable[[Sequence[MediaPart], Held], Awaitable[list[str]]]
 
 
 class Selectors(Protocol):
@@ -90,6 +92,10 @@ class Selectors(Protocol):
 
     def check(self, options: Mapping[str, Any], body: Mapping[str, Any]) -> None:
         """Raises `ApiError` for options that cannot be used."""
+        ...
+
+    def asked(self, options: Mapping[str, Any], body: dict[str, Any]) -> Sequence[dict[str, Any]]:
+        """The chats whose tokens a selection is going to cost."""
         ...
 
     async def run(

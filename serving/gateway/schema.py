@@ -105,13 +105,19 @@ TextContent = Annotated[
 ]
 
 
-class SystemMessage(Part):
+class Spoken(Part):
+    """What all messages share. lm-eval marks whole messages as text; no engine needs to know."""
+
+    type: Annotated[Literal["text"] | None, Field(exclude=True)] = None
+
+
+class SystemMessage(Spoken):
     role: Literal["system", "developer"]
     content: TextContent
     name: ShortText | None = None
 
 
-class UserMessage(Part):
+class UserMessage(Spoken):
     role: Literal["user"]
     content: Content
     name: ShortText | None = None
@@ -128,7 +134,7 @@ class ToolCall(Part):
     function: FunctionCall
 
 
-class AssistantMessage(Part):
+class AssistantMessage(Spoken):
     role: Literal["assistant"]
     content: TextContent | None = None
     refusal: str | None = None
@@ -148,7 +154,7 @@ class AssistantMessage(Part):
         return self
 
 
-class ToolMessage(Part):
+class ToolMessage(Spoken):
     role: Literal["tool"]
     content: TextContent
     tool_call_id: ShortText
@@ -278,8 +284,15 @@ Prompts = Annotated[
 
 class CompletionRequest(Sampling):
     prompt: Prompts
+    max_tokens: Annotated[int, Field(ge=0)] | None = None  # 0: the prompt's log-probabilities alone
     echo: bool | None = None
     logprobs: Annotated[int, Field(ge=0)] | None = None
+
+    @model_validator(mode="after")
+    def _asks_for_something(self) -> CompletionRequest:
+        if self.max_tokens == 0 and not self.echo:
+            raise ValueError("max_tokens: 0 only with echo: true, for there is nothing else to answer")
+        return self
 
 
 class EmbeddingRequest(Part):

@@ -8,10 +8,11 @@ import queue
 import socket
 import subprocess
 import sys
-import threading
 import time
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 from serving.decoding.framing import Broken, Rejected, pack, unpack
 from serving.gateway import logs
@@ -20,7 +21,7 @@ from serving.limits import Limits
 from serving.settings import MediaSettings
 
 START_S = 60.0  # on a busy machine
-WAITING_PER_DECODER = 16
+WAIT_S = 30.0  # a medium waits no longer for a decoder
 ROOT = Path(__file__).parents[2]
 
 
@@ -36,16 +37,16 @@ class Decoder:
     def pid(self) -> int | None:
         return None if self._process is None else self._process.pid
 
-    def clean(self, kind: str, data: bytes, *, base64: bool, most: int) -> str:
-        """A data URL of at most `most` bytes before base64. Raises Rejected, and ApiError (503)."""
+    def answer(self, job: Mapping[str, Any], data: bytes) -> str:
+        """A data URL of at most `job["most"]` bytes before base64. Raises Rejected, and ApiError (503)."""
         if self._process is None or self._process.poll() is not None:
             self.stop()
             self._start()
         deadline = time.monotonic() + self._limits.decode_s
         try:
-            self._send(pack({"kind": kind, "base64": base64, "most": most}, len(data)), deadline)
+            self._send(pack(dict(job), len(data)), deadline)
             self._send(data, deadline)
-            head, payload = unpack(lambda size: self._read(size, deadline), most * 4 // 3 + 64)
+            head, payload = unpack(lambda size: self._read(size, deadline), job["most"] * 4 // 3 + 64)
         except TimeoutError:
             self.stop()
             raise Rejected(f"not decoded after {self._limits.decode_s:g} s; send a smaller one") from None
@@ -107,34 +108,44 @@ class Decoder:
 
 
 class MediaPool:
-    """Decoders and the bounded queue before them, of one event loop.
+    """Decoders and the queue before them, as long as the requests that are let in.
 
     Args:
         settings: how many processes.
         limits: of one request; each process keeps to them by itself as well.
+        wait_s: bound on the time in the queue.
     """
 
-    def __init__(self, settings: MediaSettings, limits: Limits) -> None:
+    def __init__(self, settings: MediaSettings, limits: Limits, wait_s: float = WAIT_S) -> None:
         self.decoders = [Decoder(limits) for _ in range(settings.decoders)]
         self._free: queue.SimpleQueue[Decoder] = queue.SimpleQueue()
         for decoder in self.decoders:
             self._free.put(decoder)
         self._threads = ThreadPoolExecutor(settings.decoders, "decoder")
-        self._room = threading.Semaphore(settings.decoders * (1 + WAITING_PER_DECODER))
+        self._patience_s = wait_s + limits.decode_s
 
     async def decode(self, kind: str, data: bytes | str, *, base64: bool, most: int) -> str:
-        """A clean data URL. Raises Rejected, and ApiError (503) when too many wait."""
-        if not self._room.acquire(blocking=False):
-            raise ApiError(503, "too many media wait to be decoded; try again", retry_after_s=2)
-        work = self._threads.submit(self._decode, kind, data, base64, most)
-        work.add_done_callback(lambda _: self._room.release())
-        return await asyncio.wrap_future(work)
+        """A clean data URL. Raises Rejected, and ApiError (503) after too long a wait."""
+        return await self._done({"kind": kind, "base64": base64, "most": most}, data)
 
-    def _decode(self, kind: str, data: bytes | str, base64: bool, most: int) -> str:
+    async def damage(self, url: str, damage: Mapping[str, Any], *, most: int) -> str:
+        """A clean picture's data URL, damaged as `serving.decoding.damages` says; raises as `decode`."""
+        job = {"damage": dict(damage), "base64": True, "most": most}
+        return await self._done(job, url.partition(",")[2])
+
+    async def _done(self, job: Mapping[str, Any], data: bytes | str) -> str:
+        work = self._threads.submit(self._decode, job, data)
+        try:
+            async with asyncio.timeout(self._patience_s):
+                return await asyncio.wrap_future(work)  # one that is cancelled leaves the queue
+        except TimeoutError:
+            raise ApiError(503, "too many media wait to be decoded; try again", retry_after_s=2) from None
+
+    def _decode(self, job: Mapping[str, Any], data: bytes | str) -> str:
         decoder = self._free.get()
         try:
             plain = data.encode("ascii", "replace") if isinstance(data, str) else data
-            return decoder.clean(kind, plain, base64=base64, most=most)
+            return decoder.answer(job, plain)
         finally:
             self._free.put(decoder)
 

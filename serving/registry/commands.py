@@ -1,4 +1,4 @@
-"""What `plumbline promote`, `rollback` and `history` do."""
+"""What `plumbline promote`, `rollback`, `canary` and `history` do."""
 
 from __future__ import annotations
 
@@ -72,6 +72,29 @@ def rollback(*, registry: Path, reason: str, to: str | None = None) -> Entry:
     if not reason.strip():
         raise RegistryError("--reason: say why; the history keeps it")
     return _existing(registry).rollback(reason, to)
+
+
+def start_canary(target: str, *, registry: Path, weight: float, why: str) -> Entry:
+    """Register a checkpoint (or look up a version) and let it answer a share of the clients, above 0 to 1.
+
+    It takes the place of a canary that runs. Raises RegistryError.
+    """
+    if weight == 0:
+        raise RegistryError("--weight: at 0 nobody is sent to the canary; `plumbline canary end` ends one")
+    known = _existing(registry)
+    entry = _registered(known, target)
+    known.set_canary(entry.id, weight, why)
+    return entry
+
+
+def end_canary(*, registry: Path, why: str) -> Entry:
+    """All clients get the promoted version again; the canary that was. Raises RegistryError."""
+    known = _existing(registry)
+    running = known.canary()
+    if running is None:
+        raise RegistryError(f"{registry}: no canary runs, so there is none to end")
+    known.set_canary(None, 0.0, why, only=running[0].id)
+    return running[0]
 
 
 def history(*, registry: Path) -> list[dict[str, Any]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from dataclasses import replace
 from typing import Any
 
 from serving.registry.canary import CanaryGate, CanaryRules
@@ -31,11 +32,11 @@ class Followed:
         promoted."""
         collect(self._registry)
         stable, canary = self._registry.promoted(), self._registry.canary()
+        before = self._registry.previous()
         if stable is None:
             raise RegistryError(f"{self._registry.folder}: nothing is promoted; `plumbline promote RUN`")
-        if canary is None:
-            return Plan(stable=as_version(stable))
-        return Plan(stable=as_version(stable), canary=as_version(canary[0]), weight=canary[1])
+        plan = Plan(stable=as_version(stable), previous=None if before is None else as_version(before))
+        return plan if canary is None else replace(plan, canary=as_version(canary[0]), weight=canary[1])
 
     def observe(self, slot: str, sample: dict[str, Any]) -> None:
         """Count a live measurement; a canary that breaks its gate ends. Samples of versions that no longer

@@ -90,6 +90,11 @@ class Registry:
         state = self._state()
         return state.entries[state.promoted[-1]] if state.promoted else None
 
+    def previous(self) -> Entry | None:
+        """What was promoted before the current one; a rollback goes there."""
+        state = self._state()
+        return state.entries[state.promoted[-2]] if len(state.promoted) > 1 else None
+
     def canary(self) -> tuple[Entry, float] | None:
         """The canary and the share of clients that it answers."""
         state = self._state()

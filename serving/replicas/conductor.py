@@ -5,13 +5,13 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 from serving.replicas.slots import Slots
-from serving.wire import Routing, Standing, Version
+from serving.wire import Routing, Standing, Version, over
 
 NAME = "plumbline-conductor"
 NAMESPACE = "plumbline"
@@ -28,6 +28,7 @@ class Plan:
     stable: Version
     canary: Version | None = None
     weight: float = 0.0
+    previous: Version | None = None  # promoted before the stable one, for replicas that cannot load that
 
 
 class Source(Protocol):
@@ -52,15 +53,21 @@ class Conductor:
 
     Args:
         sources: a model's public name -> where its plans come from.
+        adapters: an adapter's public name -> the model beside which it is served, and its own version.
         clock: monotonic seconds.
     """
 
-    def __init__(self, sources: dict[str, Source], clock: Callable[[], float] = time.monotonic) -> None:
-        self._sources, self._clock = sources, clock
+    def __init__(
+        self,
+        sources: dict[str, Source],
+        adapters: Mapping[str, tuple[str, str]] | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._sources, self._adapters, self._clock = sources, dict(adapters or {}), clock
         self._slots: dict[str, Slots] = {}
         for model, source in sources.items():
             plan = source.plan()
-            self._slots[model] = Slots(model, plan.stable, plan.canary, plan.weight)
+            self._slots[model] = Slots(model, plan.stable, plan.canary, plan.weight, plan.previous)
         self._changed = asyncio.Event()
         self._looking: asyncio.Task[None] | None = None
 
@@ -82,6 +89,10 @@ class Conductor:
     async def routing(self, model: str | None = None) -> Routing | None:
         """Where the model's clients go (None: the first model's); None: no such model."""
         self._look_on()
+        if model in self._adapters:
+            base, adapter = self._adapters[model]
+            found = self._slots[base].routing(self._clock())
+            return replace(found, model=model, stable=over(found.stable, adapter))
         slots = self._slots.get(model) if model is not None else next(iter(self._slots.values()), None)
         return None if slots is None else slots.routing(self._clock())
 
@@ -90,21 +101,29 @@ class Conductor:
         return all(slots.serves("stable", self._clock()) for slots in self._slots.values())
 
     async def models(self) -> list[str]:
-        return list(self._slots)
+        return [*self._slots, *self._adapters]
 
     async def standings(self) -> list[Standing]:
         now = self._clock()
-        return [standing for slots in self._slots.values() for standing in slots.standings(now)]
+        return [
+            replace(standing, model=model)
+            for model, slots in self._slots.items()
+            for standing in slots.standings(now)
+        ]
 
     async def observe(self, model: str, slot: str, samples: Iterable[dict[str, Any]]) -> None:
         """Live measurements of a slot's answers."""
-        source = self._sources[model]
+        source = self._sources[self._adapters[model][0] if model in self._adapters else model]
         for sample in samples:
             await asyncio.to_thread(source.observe, slot, sample)
 
     async def history(self) -> list[dict[str, Any]]:
-        lists = [await asyncio.to_thread(source.history) for source in self._sources.values()]
-        return [entry for entries in lists for entry in entries]
+        """Every model's decisions, each with the model's name."""
+        return [
+            {"model": model, **entry}
+            for model, source in self._sources.items()
+            for entry in await asyncio.to_thread(source.history)
+        ]
 
     async def look(self) -> None:
         """Read every source once; one that cannot be read leaves its model as it is."""
@@ -115,6 +134,7 @@ class Conductor:
                 log.warning("%s: its registry cannot be read, so it stays as it is: %s", model, error)
                 continue
             slots = self._slots[model]
+            slots.previous = plan.previous
             if (slots.stable, slots.canary, slots.weight) != (plan.stable, plan.canary, plan.weight):
                 slots.stable, slots.canary, slots.weight = plan.stable, plan.canary, plan.weight
                 self._changed.set()

@@ -6,6 +6,7 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
+from dataclasses import replace
 from typing import Protocol
 
 from serving.wire import Standing, Version
@@ -31,6 +32,26 @@ async def first_version(wanted: Wanted, starting: Standing) -> Version:
         if told is not None:
             return told
         await asyncio.sleep(ASK_S)
+
+
+async def first_intact(
+    wanted: Wanted, starting: Standing, verify: Callable[[Version], Awaitable[None]]
+) -> tuple[Version, Standing]:
+    """The first named version that `verify` raises nothing for, and the standing that says what was refused.
+
+    Raises what `verify` raised once the conductor has nothing else to name.
+    """
+    while True:
+        told = await first_version(wanted, starting)
+        try:
+            await verify(told)
+        except Exception as error:
+            if told.id in starting.refused:
+                raise
+            log.error("%s is not started with: %s", told.id, error)
+            starting = replace(starting, refused=(*starting.refused, told.id))
+        else:
+            return told, starting
 
 
 class Follower:
@@ -62,7 +83,8 @@ class Follower:
 
 async def _ask(wanted: Wanted, standing: Standing) -> Version | None:
     try:
-        return await asyncio.wait_for(wanted(standing), CALL_S)
+        async with asyncio.timeout(CALL_S):  # wait_for may lose a cancellation that meets the answer
+            return await wanted(standing)
     except Exception as error:  # a conductor that restarts; the version that is served stays
         log.warning("the conductor does not answer: %s", type(error).__name__)
         return None

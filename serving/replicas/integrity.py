@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 
-from actors.checkpoints import MANIFEST
+from actors.checkpoints import MANIFEST, BadCheckpoint, verify
 from serving.wire import Version
 
 CHUNK = 2**20
@@ -15,6 +15,17 @@ def version_of(folder: Path) -> Version:
     """The checkpoint in a folder. A model of somebody's own has no manifest: its files are hashed."""
     digest = digest_of(folder)
     return Version(id=f"v-{digest[:12]}", path=str(folder), digest=digest)
+
+
+def require_intact(version: Version) -> None:
+    """Raises BadCheckpoint where the files are not those that were registered; without a manifest nobody can
+    tell."""
+    path = Path(version.path)
+    if not (path / MANIFEST).exists():
+        return
+    if digest_of(path) != version.digest:
+        raise BadCheckpoint(f"{version.id}: its manifest is not the one that was registered")
+    verify(path)
 
 
 def digest_of(folder: Path) -> str:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from serving.wire import SLOTS, Routing, Standing, Version
 
-FORGET_S = 10.0  # a replica that has not asked for so long is gone
+FORGET_S = 5.0  # a replica that has not asked for so long is gone; it asks every two seconds or sooner
 CHANGE_S = 300.0  # a change-over that takes longer no longer holds up the others
 
 
@@ -22,6 +22,7 @@ class Slots:
     stable: Version
     canary: Version | None = None
     weight: float = 0.0
+    previous: Version | None = None  # promoted before the stable one
     _seen: dict[str, tuple[Standing, float]] = field(default_factory=dict)
     _changing: dict[str, float] = field(default_factory=dict)  # replica -> since when
 
@@ -35,7 +36,7 @@ class Slots:
         """The version that this replica is to change over to now; None: it stays as it is.
 
         A replica that serves nothing yet is answered at once. Of those that serve, a quarter may change over
-        at a time, and one in any case.
+        at a time, and one in any case; one that refused the version lately gives its turn away.
         """
         self._forget(now)
         self._seen[standing.replica] = (standing, now)
@@ -43,7 +44,12 @@ class Slots:
         if standing.version == target.id and standing.state == "serving":
             self._changing.pop(standing.replica, None)
             return None
-        if standing.version is None or standing.replica in self._changing:
+        if standing.version is None:
+            return self._first(standing)
+        if target.id in standing.refused:
+            self._changing.pop(standing.replica, None)
+            return None
+        if standing.replica in self._changing:
             return target
         peers = [one for one, _ in self._seen.values() if one.slot == standing.slot]
         since = [self._changing.get(one.replica) for one in peers]
@@ -52,6 +58,14 @@ class Slots:
             return None
         self._changing[standing.replica] = now
         return target
+
+    def _first(self, standing: Standing) -> Version:
+        """For a replica that starts. Where a version's files are damaged, the one before it is better than
+        no replica at all; once everything was refused, it is told the damaged one again.
+        """
+        wanted = self.wanted(standing.slot)
+        known = [one for one in (wanted, self.stable, self.previous) if one is not None]
+        return next((one for one in known if one.id not in standing.refused), wanted)
 
     def standings(self, now: float) -> list[Standing]:
         """The replicas that asked lately, by name."""

@@ -114,6 +114,7 @@ class Swapper:
         self.proof: Mapping[str, Any] = {}
         self._state: State = "loading"
         self._detail = ""
+        self._closed_at, self._closed_s = clock(), 0.0
         self._failed: dict[str, float] = {}  # version -> when
         self._one = asyncio.Lock()
 
@@ -126,11 +127,15 @@ class Swapper:
             state=self._state,
             in_flight=self.gate.in_flight,
             detail=self._detail,
+            closed_s=self._closed_s,
+            refused=tuple(one for one in self._failed if self._waits(one)),
         )
 
     async def begin(self, version: Version) -> None:
-        """Prove the version that the engine was started with, and open. Raises when it cannot be proved."""
-        await self._engine.verify(version)
+        """Prove the version that the engine was started with, and open. Raises when it cannot be proved.
+
+        Its files were verified before the engine was started.
+        """
         self._serve(version, await self._engine.adopt(version))
 
     async def swap(self, version: Version) -> Standing:
@@ -140,9 +145,7 @@ class Swapper:
         """
         async with self._one:
             held = self.version
-            failed = self._failed.get(version.id)
-            waits = failed is not None and self._clock() - failed < RETRY_S
-            if self._state != "serving" or held is None or held.id == version.id or waits:
+            if self._state != "serving" or held is None or held.id == version.id or self._waits(version.id):
                 return self.standing
             try:
                 await self._change(held, version)
@@ -152,12 +155,16 @@ class Swapper:
                 log.error("%s keeps %s; %s", self._replica, held.id, self._detail)
             return self.standing
 
+    def _waits(self, version: str) -> bool:
+        failed = self._failed.get(version)
+        return failed is not None and self._clock() - failed < RETRY_S
+
     async def _change(self, held: Version, version: Version) -> None:
         try:
             await self._engine.verify(version)  # while requests are still answered: hashing takes its time
         except Exception as error:
             raise NotChanged(f"not loaded: {error}") from error
-        self._state = "swapping"
+        self._state, self._closed_at = "swapping", self._clock()
         self.gate.close()
         try:
             if not await self.gate.drained(self._drain_s):
@@ -190,6 +197,7 @@ class Swapper:
         """The version is set before the gate opens, so no answer names another."""
         self.version, self.proof = version, proof
         self._state, self._detail = "serving", ""
+        self._closed_s = self._clock() - self._closed_at
         self.gate.open()
 
     def _quarantine(self, why: str) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 
 from actors.adoption import with_tied_head
 from actors.engine_extension import Witness
+from actors.proof import LoadReport
 
 
 class FromDisk(Witness):
@@ -28,5 +29,15 @@ class FromDisk(Witness):
             raise FileNotFoundError(f"{folder}: it holds no safetensors")
         tensors = {name: tensor for file in files for name, tensor in load_file(file).items()}
         tensors = with_tied_head(self.vllm_config, tensors)
-        report = asdict(self.plumbline_load(list(tensors.items()), tensors))
-        return {**report, "stale": list(report["stale"]), "unread": list(report["unread"])}
+        return _plain(self.plumbline_load(list(tensors.items()), tensors))
+
+    def plumbline_read_adapter_file(self, adapter: int, file: str, scaling: float) -> dict[str, Any]:
+        """Compare what the kernels read with the tensors of a PEFT file; a report as above."""
+        from safetensors.torch import load_file
+
+        return _plain(self.plumbline_read_adapter(adapter, load_file(file), scaling))
+
+
+def _plain(report: LoadReport) -> dict[str, Any]:
+    values = asdict(report)
+    return {**values, "stale": list(values["stale"]), "unread": list(values["unread"])}

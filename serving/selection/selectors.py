@@ -3,8 +3,10 @@
     "plumbline": {"best_of": {"n": 4, "reward": "NAME"}}
     "plumbline": {"consensus": {"n": 5, "similarity": "jaccard"}}
     "plumbline": {"neighbourhood": {"direction": {"helpfulness": 3, "brevity": 1}, "reward": "NAME"}}
+    "plumbline": {"contrast": {"alpha": 1.0, "beta": 0.1, "damage": "diffuse"}}
 
-Which answer that is, is decided by `pipelines.selection`. Rewards are those that the server's settings name.
+The last one chooses tokens, not answers (`serving.selection.contrast`). Which answer it is, is decided by
+`pipelines.selection`. Rewards are those that the server's settings name.
 """
 
 from __future__ import annotations
@@ -26,6 +28,8 @@ from serving.gateway import logs
 from serving.gateway.errors import ApiError, shown
 from serving.gateway.schema import Name, Part, parse
 from serving.limits import Limits
+from serving.selection import contrast
+from serving.selection.contrast import Contrast, Damage
 from serving.selection.judging import Judges, prompt_of, rollout_of
 from serving.wire import Answer, Refusal
 
@@ -77,7 +81,7 @@ class Options(Part):
     best_of: BestOf | None = None
     consensus: Consensus | None = None
     neighbourhood: Neighbourhood | None = None
-    contrast: dict[str, Any] | None = None
+    contrast: Contrast | None = None
 
     @model_validator(mode="after")
     def _one(self) -> Options:
@@ -98,8 +102,8 @@ WANTED: TypeAdapter[Wanted] = TypeAdapter(Wanted)
 class Inference:
     """The selectors of a server (`serving.gateway.protocols.Selectors`)."""
 
-    def __init__(self, judges: Judges, limits: Limits) -> None:
-        self._judges, self._limits = judges, limits
+    def __init__(self, judges: Judges, limits: Limits, damage: Damage) -> None:
+        self._judges, self._limits, self._damage = judges, limits, damage
 
     def check(self, options: Mapping[str, Any], body: Mapping[str, Any]) -> None:
         """Raises ApiError (400) for options that this server cannot, or will not, carry out on this body."""
@@ -107,12 +111,8 @@ class Inference:
         chosen = _chosen(wanted)
         where = f"plumbline.{chosen}"
         if wanted.contrast is not None:
-            raise ApiError(
-                400,
-                f"{where}: contrastive decoding mixes the logits of two forwards, which the serving engine "
-                "cannot do; use best_of with a reward that looks at the picture",
-                param=where,
-            )
+            contrast.check(body)
+            return
         selector = getattr(wanted, chosen)
         self._check_count(where, "k" if wanted.neighbourhood else "n", selector)
         if not isinstance(selector, Consensus) and selector.reward not in self._judges.names:
@@ -124,6 +124,17 @@ class Inference:
             )
         _check_body(where, body)
 
+    def asked(self, options: Mapping[str, Any], body: Body) -> list[Body]:
+        """The chats that `run` asks for; a contrast reads its own twice, behind two prompts."""
+        wanted = _parsed(options)
+        if wanted.contrast is not None:
+            return [body, body]
+        if wanted.neighbourhood is not None:
+            return _told(wanted.neighbourhood, body)
+        several = wanted.best_of or wanted.consensus
+        assert several is not None  # there is one selector
+        return [{**body, "n": several.n}]
+
     async def run(self, options: Mapping[str, Any], body: Body, ask: Ask) -> Answer | Refusal:
         """One answer; its `plumbline` says what was chosen from what. Every token is in its usage."""
         wanted = _parsed(options)
@@ -131,6 +142,8 @@ class Inference:
             return await self._best_of(wanted.best_of, body, ask)
         if wanted.neighbourhood is not None:
             return await self._neighbourhood(wanted.neighbourhood, body, ask)
+        if wanted.contrast is not None:
+            return await self._contrast(wanted.contrast, body, ask)
         assert wanted.consensus is not None  # `check` refused everything else
         return await _consensus(wanted.consensus, body, ask)
 
@@ -148,14 +161,9 @@ class Inference:
         return _selected([answer], index, said)
 
     async def _neighbourhood(self, wanted: Neighbourhood, body: Body, ask: Ask) -> Answer | Refusal:
-        names, cone = list(wanted.direction), wanted.cone()
-        seed = body.get("seed", random.getrandbits(31))
-        told = [
-            {**with_text(body, wish(names, direction)), "seed": seed + i, "return_token_ids": True}
-            for i, direction in enumerate(cone.directions(abs(seed)).tolist())
-        ]
+        names = list(wanted.direction)
         answers: list[Answer] = []
-        for given in await asyncio.gather(*(ask(one) for one in told)):
+        for given in await asyncio.gather(*(ask(one) for one in _told(wanted, body))):
             if isinstance(given, Refusal):
                 return given
             answers.append(given)
@@ -170,11 +178,18 @@ class Inference:
         ]
         if not rated:
             return _unscored(wanted.reward, scores, f" with the parts {', '.join(names)}")
-        index = rated[cone.select([parts for _, parts in rated])][0]
+        index = rated[wanted.cone().select([parts for _, parts in rated])][0]
         found = dict(rated)
         parts = [dict(zip(names, found[i], strict=True)) if i in found else None for i in range(len(scores))]
         said = {"selector": "neighbourhood", "reward": wanted.reward, "scores": parts}
         return _selected(answers, index, said)
+
+    async def _contrast(self, wanted: Contrast, body: Body, ask: Ask) -> Answer | Refusal:
+        answer = await ask(await contrast.asked(wanted, body, self._damage))
+        if isinstance(answer, Refusal):
+            return answer
+        said = {"selector": "contrast", **wanted.model_dump(exclude_none=True)}
+        return Answer(version=answer.version, replica=answer.replica, body={**answer.body, "plumbline": said})
 
     async def _scores(self, reward: str, body: Body, choices: Sequence[Body]) -> tuple[Score, ...] | Refusal:
         prompt, media = await asyncio.to_thread(prompt_of, body)
@@ -192,6 +207,16 @@ class Inference:
             raise ApiError(
                 400, f"{where}.{field}: at most {most} answers, got {count}", param=f"{where}.{field}"
             )
+
+
+def _told(wanted: Neighbourhood, body: Body) -> list[Body]:
+    """The chat with one wish after the other."""
+    seed = body.get("seed", random.getrandbits(31))
+    directions = wanted.cone().directions(abs(seed)).tolist()
+    return [
+        {**with_text(body, wish(list(wanted.direction), one)), "seed": seed + i, "return_token_ids": True}
+        for i, one in enumerate(directions)
+    ]
 
 
 async def _consensus(wanted: Consensus, body: Body, ask: Ask) -> Answer | Refusal:

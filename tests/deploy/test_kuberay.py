@@ -8,7 +8,6 @@ import shlex
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -178,9 +177,8 @@ def test_the_services_import_path_and_arguments_build_an_application(
 
     built = object.__new__(Application)
     asked: list[Any] = []
-    servable = SimpleNamespace(name="m")
-    monkeypatch.setattr(serving.app, "_source", lambda *wanted: asked.append(wanted) or (servable, None))
-    monkeypatch.setattr(serving.app, "_conductor", lambda sources, **options: None)
+    monkeypatch.setattr(serving.app, "find", lambda *wanted: asked.append(wanted) or [])
+    monkeypatch.setattr(serving.app, "_conductor", lambda models, **options: None)
     monkeypatch.setattr(serving.app, "_built", lambda *arguments: built)
     config = yaml.safe_load(manifests.written("rayservice")["spec"]["serveConfigV2"])
     (application,) = config["applications"]

@@ -2,19 +2,39 @@ from __future__ import annotations
 
 import json
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from actors.checkpoints import begin, commit
+from tests import byte_model
+from tests.serving import browser
 
 
 @pytest.fixture(scope="session")
 def served_checkpoint(shared_run: Any) -> Path:
     """The run that was interrupted, resumed and finished: serving takes its newest checkpoint."""
     return shared_run.folder
+
+
+@pytest.fixture(scope="session")
+def byte_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny text model that spells every byte; its training takes half a minute."""
+    return byte_model.write(tmp_path_factory.mktemp("bytes") / "byte-model")
+
+
+@pytest.fixture(scope="session")
+def chromium(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    with browser.running(tmp_path_factory.mktemp("profile")) as devtools:
+        yield devtools
+
+
+@pytest.fixture
+def tab(chromium: str) -> Iterator[browser.Tab]:
+    with browser.opened(chromium) as made:
+        yield made
 
 
 @pytest.fixture

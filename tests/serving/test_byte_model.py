@@ -11,11 +11,6 @@ import pytest
 from tests import byte_model
 
 
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return byte_model.write(tmp_path_factory.mktemp("bytes"))
-
-
 def answer(checkpoint: Path, text: str) -> str:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -69,8 +64,8 @@ def test_the_same_seed_gives_the_same_weights(tmp_path: Path, monkeypatch: pytes
     assert made[0] == made[1] != made[2]
 
 
-def test_it_has_learned_to_answer_and_to_write_json(checkpoint: Path):
-    said = answer(checkpoint, "apple bird")
+def test_it_has_learned_to_answer_and_to_write_json(byte_checkpoint: Path):
+    said = answer(byte_checkpoint, "apple bird")
     assert said.startswith("You said ")
     assert said.endswith(" words.")
-    assert isinstance(json.loads(answer(checkpoint, "apple bird json")), dict)
+    assert isinstance(json.loads(answer(byte_checkpoint, "apple bird json")), dict)

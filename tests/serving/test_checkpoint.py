@@ -14,15 +14,17 @@ import pytest
 from actors.checkpoints import begin, commit
 from serving.app import ServeError, Server, serve
 from serving.checkpoint import NotServable, Servable, find_servable
-from serving.replicas.engine_settings import engine_config
+from serving.replicas.engine_settings import engine_config, media_limits
 from serving.settings import Settings
+
+SEES = frozenset(("image", "video"))
 
 
 def save_model(folder: Path, *, sees: bool = True) -> Path:
     """The smallest folder that passes for a checkpoint: its headers are checked, not its weights."""
     folder.mkdir(parents=True, exist_ok=True)
     architecture = "Qwen2_5_VLForConditionalGeneration" if sees else "Qwen2ForCausalLM"
-    config = {"architectures": [architecture], "model_type": "qwen2_5_vl" if sees else "qwen2"}
+    config = {"architectures": [architecture], **({"image_token_id": 1, "video_token_id": 2} if sees else {})}
     (folder / "config.json").write_text(json.dumps(config))
     (folder / "tokenizer.json").write_text('{"added_tokens": []}')
     (folder / "chat_template.jinja").write_text("{{ messages }}")
@@ -35,7 +37,7 @@ def save_model(folder: Path, *, sees: bool = True) -> Path:
 def test_a_model_folder_is_served_under_its_own_name(tmp_path: Path) -> None:
     folder = save_model(tmp_path / "my model")
 
-    assert find_servable(folder) == Servable(path=folder, name="my-model", sees=True)
+    assert find_servable(folder) == Servable(path=folder, name="my-model", media=SEES)
     assert find_servable(folder, "policy").name == "policy"
 
 
@@ -44,6 +46,24 @@ def test_a_text_only_model_takes_no_images(tmp_path: Path) -> None:
 
     assert not found.sees
     assert "limit_mm_per_prompt" not in engine_config(found, gpus=0)["engine_kwargs"]
+
+
+def test_an_engine_is_told_of_each_medium_that_its_model_takes() -> None:
+    sees, hears = (
+        Servable(path=Path("/m"), name="m", media=frozenset(media))
+        for media in (("image", "video"), ("audio",))
+    )
+    assert engine_config(sees, gpus=0)["engine_kwargs"]["limit_mm_per_prompt"]["video"] > 0
+    assert media_limits(sees, 2) == {"limit_mm_per_prompt": {"image": 2, "video": 2, "audio": 0}}
+    assert media_limits(hears, 3) == {"limit_mm_per_prompt": {"image": 0, "video": 0, "audio": 3}}
+
+
+def test_a_model_that_writes_no_text_is_refused(tmp_path: Path) -> None:
+    folder = save_model(tmp_path / "model")
+    (folder / "config.json").write_text('{"architectures": ["BertModel"]}')
+
+    with pytest.raises(NotServable, match="expected an architecture that writes text"):
+        find_servable(folder)
 
 
 def commit_model(run: Path, step: int) -> Path:
@@ -55,7 +75,7 @@ def commit_model(run: Path, step: int) -> Path:
 def test_a_checkpoint_of_a_run_carries_the_name_of_the_run(tmp_path: Path) -> None:
     folder = commit_model(tmp_path / "glyphs", 60)
 
-    assert find_servable(folder) == Servable(path=folder, name="glyphs", sees=True)
+    assert find_servable(folder) == Servable(path=folder, name="glyphs", media=SEES)
 
 
 def test_the_newest_sound_checkpoint_of_a_run_is_taken(tmp_path: Path) -> None:
@@ -123,14 +143,14 @@ def test_a_port_in_use_is_refused_before_anything_starts(
 
 
 def test_on_cpu_no_gpu_is_asked_for() -> None:
-    config = engine_config(Servable(path=Path("/m"), name="m", sees=True), gpus=0)
+    config = engine_config(Servable(path=Path("/m"), name="m", media=SEES), gpus=0)
 
     assert config["placement_group_config"] == {"bundles": [{"CPU": 1}]}
     assert config["accelerator_config"] == {"kind": "cpu"}
 
 
 def test_on_gpus_the_model_is_split_over_all_of_them() -> None:
-    config = engine_config(Servable(path=Path("/m"), name="m", sees=True), gpus=2)
+    config = engine_config(Servable(path=Path("/m"), name="m", media=SEES), gpus=2)
 
     assert config["placement_group_config"] == {"bundles": [{"CPU": 1, "GPU": 1}] * 2}
     assert config["engine_kwargs"]["tensor_parallel_size"] == 2
@@ -139,7 +159,7 @@ def test_on_gpus_the_model_is_split_over_all_of_them() -> None:
 def test_the_engine_gets_its_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("VLLM_CPU_OMP_THREADS_BIND", raising=False)
     monkeypatch.setenv("VLLM_CPU_KVCACHE_SPACE", "7")
-    variables = engine_config(Servable(path=Path("/m"), name="m", sees=True), gpus=0)["runtime_env"][
+    variables = engine_config(Servable(path=Path("/m"), name="m", media=SEES), gpus=0)["runtime_env"][
         "env_vars"
     ]
 
@@ -157,9 +177,7 @@ def test_the_engine_gets_its_environment(monkeypatch: pytest.MonkeyPatch) -> Non
     ],
 )
 def test_the_url_can_be_called(host: str, url: str) -> None:
-    servable = Servable(path=Path("/m"), name="m", sees=False)
-
-    assert Server(servable=servable, settings=Settings(host=host, port=81, anonymous=True)).url == url
+    assert Server(models=(), settings=Settings(host=host, port=81, anonymous=True)).url == url
 
 
 def test_a_symlink_to_a_model_is_followed(tmp_path: Path) -> None:

@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import io
 import json
-import os
 import re
 import shlex
 import shutil
 import signal
-import socket
 import subprocess
-import sys
 import threading
 import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -27,52 +24,17 @@ import psutil
 import pytest
 from PIL import Image
 from safetensors.torch import load_file, save_file
+from transformers import AutoTokenizer
 
 from pipelines.worlds.glyphs import Glyphs
 from pipelines.worlds.glyphs.captions import read_caption
 from serving.checkpoint import find_servable
 from serving.registry.registry import Registry
-
-ROOT = Path(__file__).parents[2]
-PLUMBLINE = (sys.executable, "-m", "pipelines.cli")
-START_TIMEOUT_S = 420
-REQUEST_TIMEOUT_S = 120
+from tests.serving import harness
+from tests.serving.browser import Tab
+from tests.serving.endpoint import PLUMBLINE, ROOT, Endpoint, serving
 
 pytestmark = pytest.mark.timeout(1500)  # the first test may wait for the shared run and for the endpoint
-
-
-@dataclass
-class Endpoint:
-    process: subprocess.Popen[str]
-    port: int
-    registry: Path
-    output: list[str] = field(default_factory=list)
-
-    @property
-    def model(self) -> str:
-        (name,) = (found[1] for line in self.output if (found := re.match(r"serving (\S+) at http", line)))
-        return name
-
-    def request(self, path: str, body: dict[str, Any] | None = None) -> tuple[int, dict[str, Any]]:
-        data = None if body is None else json.dumps(body).encode()
-        request = urllib.request.Request(
-            f"http://127.0.0.1:{self.port}{path}", data=data, headers={"Content-Type": "application/json"}
-        )
-        try:
-            with urllib.request.urlopen(request, timeout=REQUEST_TIMEOUT_S) as answer:
-                return answer.status, json.load(answer)
-        except urllib.error.HTTPError as error:
-            return error.code, json.loads(error.read())
-
-    def client(self) -> openai.OpenAI:
-        """The official client, which tries nothing twice."""
-        url = f"http://127.0.0.1:{self.port}/v1"
-        return openai.OpenAI(base_url=url, api_key="none", max_retries=0, timeout=REQUEST_TIMEOUT_S)
-
-    def chat(self, *content: dict[str, Any], model: str | None = None) -> tuple[int, dict[str, Any]]:
-        message = {"role": "user", "content": list(content)}
-        body = {"model": model or self.model, "messages": [message], "max_tokens": 48, "temperature": 0}
-        return self.request("/v1/chat/completions", body)
 
 
 def picture(url: str) -> dict[str, Any]:
@@ -82,14 +44,18 @@ def picture(url: str) -> dict[str, Any]:
 QUESTION = {"type": "text", "text": "describe the image ."}
 
 
+def drawn(row: Any) -> str:
+    """The picture of a scene, as clients send it."""
+    buffer = io.BytesIO()
+    Image.fromarray(Glyphs().image(row)).save(buffer, "PNG")
+    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+
+
 @pytest.fixture(scope="module")
 def png() -> str:
     """A held-out scene of the world that the served model was trained in."""
-    world = Glyphs()
-    (row,) = world.rows("heldout", 1, 0, "caption")
-    buffer = io.BytesIO()
-    Image.fromarray(world.image(row)).save(buffer, "PNG")
-    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+    (row,) = Glyphs().rows("heldout", 1, 0, "caption")
+    return drawn(row)
 
 
 @pytest.fixture(scope="module")
@@ -105,40 +71,17 @@ def other_checkpoint(served_checkpoint: Path, tmp_path_factory: pytest.TempPathF
 
 
 @pytest.fixture(scope="module")
-def endpoint(served_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Endpoint]:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    registry = tmp_path_factory.mktemp("registry")
-    environment = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}
+def registry(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("registry")
+
+
+@pytest.fixture(scope="module")
+def endpoint(
+    served_checkpoint: Path, registry: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Endpoint]:
     errors = tmp_path_factory.mktemp("serve") / "stderr"
-    with errors.open("w") as stderr:
-        process = subprocess.Popen(
-            [*PLUMBLINE, "serve", str(served_checkpoint), "--port", str(port), f"registry={registry}"],
-            env=environment,
-            cwd=ROOT,
-            stdout=subprocess.PIPE,
-            stderr=stderr,
-            text=True,
-        )
-    started = Endpoint(process=process, port=port, registry=registry)
-    watchdog = threading.Timer(START_TIMEOUT_S, process.terminate)
-    watchdog.start()
-    try:
-        assert process.stdout is not None
-        for line in process.stdout:
-            started.output.append(line)
-            if line.startswith("curl "):
-                break
-        watchdog.cancel()
-        if not started.output or not started.output[-1].startswith("curl "):
-            pytest.fail(f"the endpoint did not start: {started.output}\n{errors.read_text()[-4000:]}")
+    with serving(str(served_checkpoint), f"registry={registry}", errors=errors) as started:
         yield started
-    finally:
-        watchdog.cancel()
-        if process.poll() is None:
-            process.terminate()
-            process.wait(60)
 
 
 def test_an_image_in_the_request_is_captioned(endpoint: Endpoint, png: str) -> None:
@@ -214,7 +157,9 @@ def test_serves_control_routes_are_not_reachable(endpoint: Endpoint) -> None:
         assert endpoint.request(path)[0] == 404, path
 
 
-def test_the_openai_client_reads_a_stream_that_names_its_version(endpoint: Endpoint, png: str) -> None:
+def test_the_openai_client_reads_a_stream_that_names_its_version(
+    endpoint: Endpoint, registry: Path, png: str
+) -> None:
     content: Any = [picture(png), QUESTION]
     with endpoint.client() as client:
         chunks = list(
@@ -227,23 +172,111 @@ def test_the_openai_client_reads_a_stream_that_names_its_version(endpoint: Endpo
             )
         )
     assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices)
-    promoted = Registry(endpoint.registry).promoted()
+    promoted = Registry(registry).promoted()
     assert promoted is not None and {chunk.system_fingerprint for chunk in chunks} == {promoted.id}
 
 
-def test_the_page_and_the_history_are_there(endpoint: Endpoint) -> None:
+def test_the_page_and_the_history_are_there(endpoint: Endpoint, registry: Path) -> None:
     with urllib.request.urlopen(f"http://127.0.0.1:{endpoint.port}/", timeout=30) as answer:
         assert b"<html" in answer.read()
     status, versions = endpoint.request("/v1/versions")
     assert status == 200 and [act["act"] for act in versions["history"]][:2] == ["registered", "promoted"]
-    assert str(endpoint.registry) not in json.dumps(versions)
+    assert str(registry) not in json.dumps(versions)
+
+
+def test_the_page_chats_about_a_picture(endpoint: Endpoint, png: str, tab: Tab, tmp_path: Path) -> None:
+    file = tmp_path / "scene.png"
+    file.write_bytes(base64.b64decode(png.partition(",")[2]))
+    tab.open(f"http://127.0.0.1:{endpoint.port}/")
+    tab.attach("#chat input[type=file]", file)
+    tab.wait("document.querySelector('#chat .thumbnail img')?.naturalWidth > 0")
+    tab.ask("#chat", QUESTION["text"])
+    tab.answered()
+    assert read_caption(tab.text(".answer .text")).mentions
+    assert re.search("v-[0-9a-f]{12}", tab.text(".answer footer"))
+    assert tab.console == []
+
+
+def test_loglikelihoods_are_those_of_the_checkpoint(endpoint: Endpoint, served_checkpoint: Path) -> None:
+    """As lm-eval asks for them, in one batch of token ids; the end of text alone is a context as well."""
+    checkpoint = find_servable(served_checkpoint).path
+    tokenizer = AutoTokenizer.from_pretrained(checkpoint)
+    contexts = ("describe the image .", "is there a red two ?", "a green three top left and")
+    endings = (
+        "yes",
+        "no",
+        "a blue eight top right .",
+        "a red seven bottom left and a red one bottom right .",
+    )
+    texts = [(context, ending) for context in contexts for ending in endings]
+    pairs = [tuple(tokenizer(text)["input_ids"] for text in pair) for pair in texts]
+    pairs += [([tokenizer.eos_token_id], tokenizer(ending)["input_ids"]) for ending in endings]
+    lengths = [len(context) for context, _ in pairs]
+
+    status, answer = endpoint.request(
+        "/v1/completions", harness.asked(endpoint.model, [context + ending for context, ending in pairs])
+    )
+
+    assert status == 200, answer
+    got, expected = harness.read(answer, lengths), harness.computed(checkpoint, pairs)
+    assert [greedy for _, greedy in got] == [greedy for _, greedy in expected]
+    values, others = ([value for value, _ in each] for each in (got, expected))
+    assert values == pytest.approx(others, abs=1e-3)
+    for first in range(0, len(pairs), len(endings)):
+        ranked = [sorted(range(len(endings)), key=each[first:].__getitem__) for each in (values, others)]
+        assert ranked[0] == ranked[1]
+    status, answer = endpoint.request(
+        "/v1/completions", harness.asked(endpoint.model, [" ".join(pair) for pair in texts])
+    )
+    assert status == 200, answer
+    as_text = [value for value, _ in harness.read(answer, lengths[: len(texts)])]
+    assert as_text == pytest.approx(values[: len(texts)], abs=1e-4)
+
+
+def test_special_tokens_among_token_ids_are_refused(endpoint: Endpoint, served_checkpoint: Path) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(find_servable(served_checkpoint).path)
+    placeholder = tokenizer.convert_tokens_to_ids("<|image_pad|>")
+    for prompt in ([placeholder], [[8, 9], [8, placeholder]]):
+        status, answer = endpoint.request("/v1/completions", harness.asked(endpoint.model, prompt))
+        assert (status, answer["error"]["code"]) == (400, "special_token")
+
+
+def test_each_of_80_chats_at_once_is_about_its_own_picture(endpoint: Endpoint) -> None:
+    """As lmms-eval's asynchronous models send POPE and captions; the same questions one by one."""
+    world = Glyphs()
+    captions = list(world.rows("heldout", 40, 0, "caption"))
+    rows = [*captions, *world.rows("heldout", 40, 0, "adversarial")]
+
+    async def ask(client: openai.AsyncOpenAI, row: Any) -> str:
+        content: Any = [picture(drawn(row)), row["prompt"][0]["content"][1]]
+        message: Any = {"role": "user", "content": content}
+        answer = await client.chat.completions.create(
+            model=endpoint.model, messages=[message], max_tokens=32, temperature=0
+        )
+        return answer.choices[0].message.content or ""
+
+    async def story() -> tuple[list[str], list[str]]:
+        async with endpoint.asynchronous() as client:
+            together = await asyncio.gather(*(ask(client, row) for row in rows))
+            return together, [await ask(client, row) for row in rows]
+
+    together, alone = asyncio.run(story())
+    assert together == alone
+
+    def value(shift: int) -> float:
+        return sum(
+            world.verify(captions[(i + shift) % len(captions)], together[i])["value"]
+            for i in range(len(captions))
+        )
+
+    assert value(0) > max(value(1), value(-1)) + len(captions) / 2, "captions fit others' pictures"
 
 
 def test_a_promotion_by_another_process_swaps_under_load_without_a_failed_request(
-    endpoint: Endpoint, other_checkpoint: Path
+    endpoint: Endpoint, registry: Path, other_checkpoint: Path
 ) -> None:
     """Requests go on all the while, none is tried twice, and each is of one version."""
-    before = Registry(endpoint.registry).promoted()
+    before = Registry(registry).promoted()
     assert before is not None
     seen: list[str] = []
     failures: list[str] = []
@@ -269,7 +302,7 @@ def test_a_promotion_by_another_process_swaps_under_load_without_a_failed_reques
             time.sleep(0.1)
 
     def command(*arguments: str) -> None:
-        line = [*PLUMBLINE, *arguments, "--registry", str(endpoint.registry)]
+        line = [*PLUMBLINE, *arguments, "--registry", str(registry)]
         subprocess.run(line, check=True, cwd=ROOT, timeout=300)
 
     askers = [threading.Thread(target=ask) for _ in range(3)]
@@ -278,7 +311,7 @@ def test_a_promotion_by_another_process_swaps_under_load_without_a_failed_reques
     try:
         wait_for(before.id)
         command("promote", str(other_checkpoint), "--force", "--reason", "a test")
-        promoted = Registry(endpoint.registry).promoted()
+        promoted = Registry(registry).promoted()
         assert promoted is not None and promoted.id != before.id
         wait_for(promoted.id)
         command("rollback", "--reason", "a test")

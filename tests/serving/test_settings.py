@@ -1,9 +1,12 @@
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
 
+from pipelines.settings_errors import keys
+from serving.models import ModelSettings
 from serving.settings import Settings, SettingsError, is_loopback, load
 
 
@@ -41,12 +44,49 @@ def test_a_file_and_overrides(tmp_path: Path) -> None:
         ("host: 0.0.0.0", [], "serve.yaml:1: host: '0.0.0.0' is reachable from outside and no keys"),
         ("", ["feedback.consent=all"], "set feedback.folder"),
         ("learning_rate: 1", [], "unknown key 'learning_rate'; known keys here: "),
+        ("models: {a: {}}", [], "serve.yaml:1: models.a: expected target"),
+        (
+            "models: {a: {target: x, tools: y}}",
+            [],
+            "unknown key 'models.a.tools'; did you mean 'models.NAME.engine.tools'?",
+        ),
+        ("models:\n  a:\n    target: x\n    engine: {task: chat}", [], "serve.yaml:4: models.a.engine.task"),
+        ("models: {'a:b': {target: x}}", [], "a:b"),
+        ("models: {a: {target: x, engine: {task: embed, tools: hermes}}}", [], "calls no tools"),
+        (
+            "models: {a: {target: x, engine: {task: embed}, adapters: {b: y}}}",
+            [],
+            "models.a.adapters: a model with",
+        ),
+        ("models: {a: {target: x}}\nregistry: r", [], "serve.yaml:2: registry: with models each one"),
+        (
+            "models: {a: {registry: r}, b: {registry: ./r}}",
+            [],
+            "models.b.registry: './r' is that of model 'a'",
+        ),
+        ("", ["models.a.target=x", "models.a.engine.context=0"], "models.a.engine.context: expected greater"),
     ],
 )
 def test_what_is_wrong_is_said(tmp_path: Path, text: str, overrides: list[str], says: str) -> None:
     with pytest.raises(SettingsError) as caught:
         load(write(tmp_path, text), overrides)
     assert says in str(caught.value)
+
+
+def test_the_files_that_the_page_shows_are_files_of_a_server(tmp_path: Path) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "serving.md").read_text()
+    shown = re.findall(r"cat > server\.yaml <<'YAML'\n(.*?)\nYAML", page, re.DOTALL)
+    assert len(shown) >= 2
+    several = [load(write(tmp_path, text)).models for text in shown]
+    assert any("vectors" in models and models["vectors"].engine.task == "embed" for models in several)
+
+
+def test_the_page_has_a_row_for_every_key_of_a_model() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "serving.md").read_text()
+    section = page[page.index("| key of a model |") : page.index("## Tools and JSON")]
+    for key in keys(ModelSettings):
+        row = "replicas.*" if key.startswith("replicas") else key
+        assert f"| `{row}" in section or key == "engine", key
 
 
 def test_a_file_that_is_not_there_or_not_text(tmp_path: Path) -> None:

@@ -98,7 +98,11 @@ async function json(path, options) {
   }
 }
 
-export const models = async () => (await json("v1/models")).data.map((model) => model.id);
+/** Names of the models that one can talk to. */
+export async function models() {
+  return (await json("v1/models")).data.filter((model) => model.task === "generate").map((model) => model.id);
+}
+
 export const versions = () => json("v1/versions");
 export const sendFeedback = (feedback) => json("v1/feedback", { body: feedback });
 

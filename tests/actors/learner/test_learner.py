@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -12,6 +13,7 @@ import pytest
 import torch
 from safetensors.numpy import load_file
 
+from actors.checkpoints import weights_digest
 from actors.learner import Learner, NotFinite
 from actors.sight import BlindLearner, SightMismatch
 from pipelines.objectives.base import Reads, Term, per_comparison
@@ -361,6 +363,8 @@ def test_merged_model_and_adapter_compute_the_same(
     merged = AutoModelForImageTextToText.from_pretrained(tmp_path)
     base = AutoModelForImageTextToText.from_pretrained(model)
     adapted = PeftModel.from_pretrained(base, str(tmp_path / "adapter"))
+    recorded = json.loads((tmp_path / "adapter" / "base.json").read_text())["weights"]
+    assert recorded == weights_digest(model) != weights_digest(tmp_path)
     ids = torch.tensor([[9, 10, 11, 12]])
     with torch.no_grad():
         plain = AutoModelForImageTextToText.from_pretrained(model)(input_ids=ids).logits

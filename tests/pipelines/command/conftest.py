@@ -23,7 +23,10 @@ def make_checkpoint(tmp_path: Path) -> Callable[..., Path]:
     ) -> Path:
         folder = tmp_path / name
         folder.mkdir()
-        values = {"architectures": [architecture], "text_config": {"max_position_embeddings": 2048}}
+        values: dict[str, Any] = {"architectures": [architecture]}
+        values["text_config"] = {"max_position_embeddings": 2048}
+        if architecture.endswith("ForConditionalGeneration"):
+            values |= {"image_token_id": 1, "video_token_id": 2}
         (folder / "config.json").write_text(json.dumps({**values, **(config or {})}))
         tokens = [
             {"id": 0, "content": "<|im_end|>", "special": True},

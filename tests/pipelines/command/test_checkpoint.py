@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from pipelines.checkpoint import NotACheckpoint, inspect
+from pipelines.checkpoint import NotACheckpoint, inspect, read
 from pipelines.data import open_source
 from pipelines.settings import Settings, load, model_path
 
@@ -23,14 +24,33 @@ def refused(path: Path) -> str:
 
 def test_what_is_read_of_a_checkpoint(make_checkpoint: Make) -> None:
     found = inspect(make_checkpoint())
-    assert (found.sees, found.parameters, found.max_length) == (True, 6, 2048)
+    assert (found.media, found.parameters, found.max_length) == ({"image", "video"}, 6, 2048)
     assert found.special == {"<|im_end|>", "<|image_pad|>"}
     assert not inspect(make_checkpoint("text", "LlamaForCausalLM", {"max_position_embeddings": 9})).sees
 
 
+@pytest.mark.parametrize(
+    ("config", "media"),
+    [
+        ({}, set()),
+        ({"image_token_id": None}, set()),
+        ({"vision_config": {}, "image_token_index": 5}, {"image"}),
+        ({"audio_config": {}, "audio_token_index": 5}, {"audio"}),
+        (
+            {"thinker_config": {"image_token_id": 1, "video_token_id": 2, "audio_token_id": 3}},
+            {"image", "video", "audio"},
+        ),
+    ],
+)
+def test_the_configuration_says_which_media_a_model_takes(
+    config: dict[str, Any], media: set[str], make_checkpoint: Make
+) -> None:
+    assert read(make_checkpoint("m", "OtherModel", config)).media == media
+
+
 def test_the_committed_model_is_a_checkpoint() -> None:
     found = inspect(model_path(Settings()))
-    assert found.sees
+    assert found.media == {"image", "video"}
     assert "<|image_pad|>" in found.special
     assert 1_000_000 < found.parameters < 3_000_000
 

@@ -88,7 +88,7 @@ def test_completions_embeddings_and_models() -> None:
 def test_media_are_exchanged_for_clean_ones() -> None:
     behind, seen = backend(), []
 
-    async def clean(parts: list[Any]) -> list[str]:
+    async def clean(parts: list[Any], held: Any) -> list[str]:
         seen.extend((part.kind, part.url, part.param) for part in parts)
         return ["data:clean"] * len(parts)
 
@@ -101,7 +101,7 @@ def test_media_are_exchanged_for_clean_ones() -> None:
 def test_sound_becomes_a_data_url() -> None:
     behind = backend()
 
-    async def clean(parts: list[Any]) -> list[str]:
+    async def clean(parts: list[Any], held: Any) -> list[str]:
         return [part.url for part in parts]
 
     part = {"type": "input_audio", "input_audio": {"data": "AAAA", "format": "wav"}}
@@ -112,7 +112,7 @@ def test_sound_becomes_a_data_url() -> None:
     assert asked["messages"][0]["content"] == [expected]
 
 
-async def _bad_media(parts: list[Any]) -> list[str]:
+async def _bad_media(parts: list[Any], held: Any) -> list[str]:
     raise ApiError(400, f"{parts[0].param}: 400 Mpx > 40 Mpx; send a smaller image", param=parts[0].param)
 
 

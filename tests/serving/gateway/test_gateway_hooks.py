@@ -155,6 +155,9 @@ class Longest:
         if set(options) != {"twice"}:
             raise ApiError(400, "plumbline: expected twice", param="plumbline")
 
+    def asked(self, options: Mapping[str, Any], body: dict[str, Any]) -> list[dict[str, Any]]:
+        return [body, body]
+
     async def run(self, options: Mapping[str, Any], body: dict[str, Any], ask: Any) -> Answer | Refusal:
         self.tries += 1
         await ask(body)
@@ -168,6 +171,15 @@ def test_a_selection_answers_like_any_chat() -> None:
     assert answer.status_code == 200 and answer.json()["system_fingerprint"] == OLD.id
     asked = [one for replica in behind.replicas for one in replica.asked]
     assert len(asked) == 2 and all("plumbline" not in body for _, body, _ in asked)
+
+
+def test_a_selection_reserves_the_quota_of_all_that_it_asks_for() -> None:
+    """Two chats of 8 characters (2 tokens) and at most 50 tokens each."""
+    ledger = Ledger()
+    body = {**HELLO, "messages": [{"role": "user", "content": "8 letter"}], "max_tokens": 50}
+    app = gateway(backend(), selectors=Longest(), quotas=ledger)
+    run(lambda: post(app, {**body, "plumbline": {"twice": True}}))
+    assert ledger.calls[0] == ("take", "anonymous", 104)
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ import base64
 import io
 import os
 import signal
+import threading
 import wave
 from pathlib import Path
 
@@ -17,18 +18,29 @@ from PIL import Image
 
 from benchmarks.serving import corpus
 from pipelines.data import images
+from serving.gateway.admission import Admission, Held
 from serving.gateway.errors import ApiError
+from serving.gateway.gateway import build
+from serving.gateway.metrics import Metrics
 from serving.gateway.schema import MediaPart
+from serving.gateway.stub import StubBackend
 from serving.limits import Limits
 from serving.media import BadMedia, MediaPool, clean
-from serving.settings import MediaSettings
+from serving.media.pool import Decoder
+from serving.settings import LoadSettings, MediaSettings, Settings
 
 ITEMS = {item.name: item for item in corpus.items()}
 
 
+def room(load: LoadSettings | None = None) -> Held:
+    return Held(Admission(load or LoadSettings(), Metrics()))
+
+
 def cleaned(pool: MediaPool, *items: corpus.Item, limits: Limits | None = None) -> list[bytes]:
     parts = [MediaPart(kind=item.kind, url=item.url, param="here") for item in items]
-    urls = asyncio.run(clean(parts, limits or Limits(), pool))
+    held = room()
+    urls = asyncio.run(clean(parts, held, limits=limits or Limits(), pool=pool))
+    assert held.size == sum(map(len, urls))
     return [base64.b64decode(url.partition(",")[2]) for url in urls]
 
 
@@ -71,8 +83,8 @@ def test_videos_keep_their_frames_and_sounds_their_length(pool: MediaPool) -> No
             assert len(list(container.decode(video=0))) == 5
             assert container.duration == pytest.approx(200_000, rel=0.05)  # microseconds: 5 frames of 25/s
     with wave.open(io.BytesIO(sound)) as heard:
-        assert (heard.getnchannels(), heard.getsampwidth(), heard.getframerate()) == (1, 2, 44_100)
-        assert heard.getnframes() == 4410
+        assert (heard.getnchannels(), heard.getsampwidth(), heard.getframerate()) == (1, 2, 16_000)
+        assert heard.getnframes() == 1600
 
 
 def test_all_media_of_a_request_together_are_bounded(pool: MediaPool) -> None:
@@ -84,6 +96,20 @@ def test_all_media_of_a_request_together_are_bounded(pool: MediaPool) -> None:
         cleaned(pool, item, item, limits=Limits(clean_mib=1))
 
 
+def test_clean_media_count_in_what_the_server_holds(pool: MediaPool) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (700, 700, 3), np.uint8)  # 1.5 MB as PNG
+    data = io.BytesIO()
+    Image.fromarray(noise).save(data, "JPEG", quality=30)
+    part = MediaPart(
+        kind="image", url=corpus._item("noise", "image", data.getvalue(), None).url, param="here"
+    )
+    held = room(LoadSettings(bodies_mib=2))
+    with pytest.raises(ApiError) as full:
+        asyncio.run(clean([part, part], held, limits=Limits(), pool=pool))
+    assert full.value.status == 503 and full.value.retry_after_s
+    assert 2**20 < held.size <= 2 * 2**20
+
+
 def test_a_decoder_that_dies_is_replaced(pool: MediaPool) -> None:
     cleaned(pool, ITEMS["png"])
     before = pool.decoders[0].pid
@@ -92,7 +118,7 @@ def test_a_decoder_that_dies_is_replaced(pool: MediaPool) -> None:
 
     async def killed() -> None:
         part = MediaPart(kind="image", url=ITEMS["png"].url, param="here")
-        work = asyncio.create_task(clean([part], Limits(), pool))
+        work = asyncio.create_task(clean([part], room(), limits=Limits(), pool=pool))
         await asyncio.sleep(0.1)
         os.kill(before, signal.SIGKILL)
         await work
@@ -103,7 +129,7 @@ def test_a_decoder_that_dies_is_replaced(pool: MediaPool) -> None:
     assert pool.decoders[0].pid != before
 
 
-def test_a_decoder_that_hangs_is_replaced_and_a_full_queue_is_refused() -> None:
+def test_a_decoder_that_hangs_is_replaced_and_the_others_wait_for_it() -> None:
     pool = MediaPool(MediaSettings(decoders=1), Limits(decode_s=0.5))
     try:
         cleaned(pool, ITEMS["png"])
@@ -113,17 +139,44 @@ def test_a_decoder_that_hangs_is_replaced_and_a_full_queue_is_refused() -> None:
         part = MediaPart(kind="image", url=ITEMS["png"].url, param="here")
 
         async def many() -> list[list[str] | BaseException]:
-            asked = [clean([part], Limits(), pool) for _ in range(20)]
+            asked = [clean([part], room(), limits=Limits(), pool=pool) for _ in range(40)]
             return await asyncio.gather(*asked, return_exceptions=True)
 
         first, *others = asyncio.run(many())
         assert isinstance(first, BadMedia) and "not decoded after 0.5 s" in first.message
-        refused = [one for one in others if isinstance(one, ApiError)]
-        assert [one.status for one in refused] == [503] * 3 and refused[0].retry_after_s
-        assert all(isinstance(one, list) for one in others[:16])
+        assert all(isinstance(one, list) for one in others)
         assert pool.decoders[0].pid != before
     finally:
         pool.close()
+
+
+def test_a_medium_that_waits_too_long_is_refused_and_leaves_the_queue(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    free, begun = threading.Event(), []
+
+    def busy(self: Decoder, job: object, data: bytes) -> str:
+        begun.append(job)
+        free.wait(30)
+        return "data:image/png;base64,"
+
+    monkeypatch.setattr(Decoder, "answer", busy)
+    pool = MediaPool(MediaSettings(decoders=1), Limits(decode_s=0.1), wait_s=0.1)
+
+    async def story() -> None:
+        asked = [pool.decode("image", b"x", base64=False, most=1) for _ in range(3)]
+        for refused in await asyncio.gather(*asked, return_exceptions=True):
+            assert isinstance(refused, ApiError)
+            assert refused.status == 503 and refused.retry_after_s
+        free.set()
+        assert await pool.decode("image", b"x", base64=False, most=1)
+
+    try:
+        asyncio.run(story())
+    finally:
+        free.set()
+        pool.close()
+    assert len(begun) == 2, "only the first of the three was ever begun"
 
 
 def test_memory_is_the_decoders_and_bounded(pool: MediaPool) -> None:
@@ -151,3 +204,21 @@ def test_a_decoder_has_nothing_of_the_gateways_environment(
     pool.decoders[0].stop()
     cleaned(pool, ITEMS["png"])
     assert b"SECRET" not in Path(f"/proc/{pool.decoders[0].pid}/environ").read_bytes()
+
+
+def test_a_gateway_that_ends_ends_its_decoders() -> None:
+    """By ASGI's lifespan events, as a server sends them."""
+    pool = MediaPool(MediaSettings(decoders=2), Limits())
+    app = build(Settings(), StubBackend(), close=pool.close)
+
+    async def lived() -> None:
+        async with app.router.lifespan_context(app):
+            await asyncio.gather(
+                *(pool.decode("image", corpus.picture(), base64=False, most=9999) for _ in "ab")
+            )
+            assert all(decoder.pid for decoder in pool.decoders)
+
+    asyncio.run(lived())
+    assert [decoder.pid for decoder in pool.decoders] == [None, None]
+    with pytest.raises(RuntimeError, match="after shutdown"):
+        asyncio.run(pool.decode("image", b"", base64=False, most=9999))

@@ -165,11 +165,24 @@ def test_the_conductor_follows_promotions_and_a_bad_canary_ends(tmp_path: Path, 
         source.observe("canary", {"version": b, "status": 500})
 
     assert source.plan().canary is None and source.plan().stable.id == a
+    assert source.plan().previous is None
     last = source.history()[-1]
     assert last["act"] == "canary_ended" and last["why"].startswith(
         "rollback: errors: 20 of 20, beside 0 of 20"
     )
     assert str(tmp_path) not in json.dumps(source.history()) and "by" not in last
+
+
+def test_the_conductor_knows_what_was_promoted_before(tmp_path: Path, runs: list[str]) -> None:
+    registry = Registry(tmp_path / "registry")
+    source = Followed(registry, CanaryRules())
+    ids = [
+        promote(run, registry=registry.folder, force=True, reason="in turn")["version"] for run in runs[:2]
+    ]
+    plan = source.plan()
+    assert plan.previous is not None and [plan.previous.id, plan.stable.id] == ids
+    registry.rollback("back")
+    assert (source.plan().stable.id, source.plan().previous) == (ids[0], None)
 
 
 def test_a_second_canary_is_judged_by_its_own_answers(tmp_path: Path, runs: list[str]) -> None:

@@ -121,6 +121,24 @@ def test_measurements_and_history_go_through_the_models_own_registry() -> None:
         conductor = Conductor({"m": notes, "n": others})
         await conductor.observe("n", "canary", [{"status": 200}, {"status": 500}])
         assert notes.seen == [] and [slot for slot, _ in others.seen] == ["canary", "canary"]
-        assert await conductor.history() == [{"seen": 0}, {"seen": 2}]
+        await conductor.wanted("n", replica(B))
+        assert [(one.model, one.version) for one in await conductor.standings()] == [("n", B.id)]
+        assert await conductor.history() == [{"model": "m", "seen": 0}, {"model": "n", "seen": 2}]
+
+    asyncio.run(main())
+
+
+def test_an_adapter_goes_where_its_base_goes_under_a_version_of_both() -> None:
+    async def main() -> None:
+        notes = Notes(Plan(stable=A))
+        conductor = Conductor({"n": Fixed(version=B), "m": notes}, {"short": ("m", "v-cccccccccccc")})
+        assert await conductor.models() == ["n", "m", "short"]
+        route = await conductor.routing("short")
+        assert route is not None and (route.model, route.stable) == ("short", f"{A.id}+v-cccccccccccc")
+        assert (route.canary, route.weight) == (None, 0.0)
+        base = await conductor.routing("m")
+        assert base is not None and (base.model, base.stable) == ("m", A.id)
+        await conductor.observe("short", "stable", [{"status": 200}])
+        assert notes.seen == [("stable", {"status": 200})]
 
     asyncio.run(main())

@@ -69,7 +69,11 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pair]:
         serve.start(proxy_location="Disabled")
         handles = [
             serve.run(
-                deployment(Servable(path=Path(first.path), name="tiny", sees=True), slot=slot, version=first),
+                deployment(
+                    Servable(path=Path(first.path), name="tiny", media=frozenset({"image"})),
+                    slot=slot,
+                    version=first,
+                ),
                 name=slot,
                 route_prefix=None,
             )

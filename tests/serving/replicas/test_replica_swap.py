@@ -90,6 +90,25 @@ def test_requests_during_a_change_over_see_one_version_each_and_none_fails() -> 
     run(story())
 
 
+def test_the_standing_says_how_long_the_gate_was_closed() -> None:
+    async def story() -> None:
+        engine, clock = Engine(), Clock()
+        swapper = await begun(engine, clock=clock)
+        assert swapper.standing.closed_s == 0
+
+        async def slow(version: Version) -> Mapping[str, Any]:
+            clock.now += 3.0
+            return {}
+
+        engine.adopt = slow  # type: ignore[method-assign]
+        clock.now = 10.0
+        assert (await swapper.swap(NEW)).closed_s == 3.0
+        clock.now = 20.0
+        assert swapper.standing.closed_s == 3.0
+
+    run(story())
+
+
 def test_a_failed_load_puts_the_old_version_back_and_is_not_tried_again_at_once() -> None:
     async def story() -> None:
         engine, clock = Engine(), Clock()
@@ -103,8 +122,9 @@ def test_a_failed_load_puts_the_old_version_back_and_is_not_tried_again_at_once(
         assert await request(swapper, 1) == {OLD.id}
 
         assert (await swapper.swap(NEW)).version == OLD.id
-        assert len(engine.loaded) == 3
+        assert len(engine.loaded) == 3 and swapper.standing.refused == (NEW.id,)
         clock.now += swap.RETRY_S
+        assert swapper.standing.refused == ()
         standing = await swapper.swap(NEW)
         assert (standing.version, standing.detail) == (NEW.id, "")
 

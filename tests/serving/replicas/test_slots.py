@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -55,6 +57,31 @@ def test_a_replica_that_dies_while_it_changes_over_does_not_hold_up_the_others()
     assert slots.ask(standing("r2", A), 1.0 + FORGET_S / 2) is None
     assert slots.ask(standing("r2", A), 1.1 + FORGET_S) == B
     assert [one.replica for one in slots.standings(1.1 + FORGET_S)] == ["r2"]
+
+
+def test_a_replica_that_refused_the_version_gives_its_turn_away_and_gets_it_again_later() -> None:
+    slots = Slots("m", A)
+    for name in ("r1", "r2"):
+        slots.ask(standing(name, A), 0.0)
+    slots.stable = B
+    assert slots.ask(standing("r1", A), 1.0) == B
+    refused = replace(standing("r1", A), refused=(B.id,))
+    assert slots.ask(refused, 2.0) is None
+    assert slots.ask(standing("r2", A), 2.0) == B
+    assert slots.ask(standing("r2", B), 3.0) is None
+    assert slots.ask(standing("r1", A), 4.0) == B
+
+
+def test_a_replica_that_starts_gets_what_is_intact() -> None:
+    slots = Slots("m", B, canary=C, weight=0.5, previous=A)
+
+    def told(slot: str, *refused: Version) -> Version | None:
+        ids = tuple(one.id for one in refused)
+        return slots.ask(replace(standing("r", None, "loading", slot), refused=ids), 0.0)
+
+    assert (told("stable"), told("canary")) == (B, C)
+    assert (told("stable", B), told("canary", C), told("canary", C, B)) == (A, B, A)
+    assert (told("stable", B, A), told("canary", C, B, A)) == (B, C)  # nothing is left
 
 
 def test_a_change_over_that_never_ends_does_not_hold_up_the_others_for_ever() -> None:

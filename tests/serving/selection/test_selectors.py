@@ -105,9 +105,13 @@ def selectors(seen: Seen) -> Iterator[Inference]:
         "blocks": blocks,
     }
     judges = Judges(rewards, timeout_s=0.5)
-    yield Inference(judges, Limits(n=6))
+    yield Inference(judges, Limits(n=6), undamaged)
     hold.set()
     judges.close()
+
+
+async def undamaged(urls: Sequence[str], name: str, amount: float | None, seed: int) -> list[str]:
+    return list(urls)
 
 
 def run(selectors: Inference, options: Mapping[str, Any], replica: Any, body: Body = CHAT) -> Answer:
@@ -287,7 +291,6 @@ def test_a_refusal_of_the_replica_is_handed_on(selectors: Inference):
             "plumbline.neighbourhood.k",
             "at most 6",
         ),
-        ({"contrast": {"alpha": 1.0}}, "plumbline.contrast", "best_of"),
     ],
 )
 def test_options_that_cannot_be_used_are_named(
@@ -318,7 +321,7 @@ def test_rewards_are_loaded_by_the_names_of_the_settings(tmp_path: Path):
     own = tmp_path / "own.py"
     own.write_text("def words(prompt, response, row):\n    return len(response.split())\n")
     rewards = load_rewards({"mine": f"{own}:words", "length": "pipelines.rewards.rules:Length"})
-    selectors = Inference(Judges(rewards, 5.0), Limits())
+    selectors = Inference(Judges(rewards, 5.0), Limits(), undamaged)
     for name in ("mine", "length"):
         answer = run(selectors, {"best_of": {"n": 2, "reward": name}}, Replica(["a", "b c"]))
         assert answer.body["plumbline"]["scores"] == [1.0, 2.0]

@@ -2,56 +2,17 @@
 
 from __future__ import annotations
 
-import asyncio
-import base64
-import io
 import json
 from pathlib import Path
 from typing import Any
 
 import pytest
-from PIL import Image
 
 from pipelines.data.served import open_served, read, segments
 from pipelines.settings_errors import SettingsError
 from serving.feedback import FeedbackStore, load_redaction
 from serving.settings import FeedbackSettings
-from serving.wire import Refusal
-
-_buffer = io.BytesIO()
-Image.new("RGB", (8, 8), "red").save(_buffer, "PNG")
-PICTURE = _buffer.getvalue()
-URL = "data:image/png;base64," + base64.b64encode(PICTURE).decode()
-
-
-def name(number: int) -> str:
-    return f"chatcmpl-{number:032x}"
-
-
-def remember(store: FeedbackStore, number: int, **more: Any) -> None:
-    content = [{"type": "text", "text": more.pop("asked", "what is it?")}]
-    if more.pop("picture", False):
-        content.insert(0, {"type": "image_url", "image_url": {"url": URL}})
-    prompt = {"model": "m", "messages": [{"role": "user", "content": content}], **more.pop("body", {})}
-    answer = {"choices": [{"message": {"role": "assistant", "content": more.pop("text", f"text {number}")}}]}
-    given = {"client": "ann", "version": "v-1", **more}
-    asyncio.run(store.remember(answer_id=name(number), prompt=prompt, answer=answer, **given))
-
-
-def rate(store: FeedbackStore, client: str = "ann", **feedback: Any) -> Refusal | None:
-    return asyncio.run(store.rate(client=client, feedback=feedback))
-
-
-def like(store: FeedbackStore, number: int, rating: int = 1, client: str = "ann") -> Refusal | None:
-    return rate(store, client, kind="rating", id=name(number), rating=rating, comment=None)
-
-
-def prefer(store: FeedbackStore, chosen: int, rejected: int) -> Refusal | None:
-    return rate(store, kind="choice", chosen=name(chosen), rejected=name(rejected))
-
-
-def kinds(folder: Path) -> list[str]:
-    return [event["kind"] for event in read(folder).events]
+from tests.serving.feedback.speaking import kinds, like, name, painted, prefer, rate, remember
 
 
 @pytest.fixture
@@ -61,13 +22,13 @@ def store(tmp_path: Path) -> FeedbackStore:
 
 def test_feedback_writes_the_answers_that_it_is_on(store: FeedbackStore, tmp_path: Path):
     for number in (1, 2, 3):
-        remember(store, number, picture=True)
+        remember(store, number, picture="red")
     assert kinds(tmp_path) == [] and not list((tmp_path / "media").iterdir())
     assert prefer(store, 1, 2) is None
     assert rate(store, kind="correction", id=name(1), correction="better") is None
     assert kinds(tmp_path) == ["answer", "answer", "choice", "correction"]
     [stored] = (tmp_path / "media").iterdir()
-    assert stored.read_bytes() == PICTURE
+    assert stored.read_bytes() == painted("red")
     event = read(tmp_path).events[0]
     assert event["images"] == [stored.name] and event["version"] == "v-1"
     assert event["messages"] == [
@@ -150,7 +111,7 @@ def test_where_the_redaction_fails_nothing_is_written(
     tmp_path: Path, redact: Any, caplog: pytest.LogCaptureFixture
 ):
     store = FeedbackStore(tmp_path, consent="all", redact=redact)
-    remember(store, 1, asked="SECRET", picture=True)
+    remember(store, 1, asked="SECRET", picture="red")
     refused = like(store, 1)
     assert refused is not None and (refused.status, refused.code) == (503, "redaction_failed")
     assert store.counts["redaction_failed"] == 1 and "SECRET" not in caplog.text
@@ -195,7 +156,7 @@ def test_a_failed_write_leaves_no_half_line(
         def fails(handle: int) -> None:
             raise OSError(28, "No space left on device")
 
-        full.setattr("serving.feedback.os.fsync", fails)
+        full.setattr("serving.feedback.store.os.fsync", fails)
         with pytest.raises(OSError, match="No space"):
             like(store, 2)
     assert segments(tmp_path)[0].read_bytes() == before
@@ -211,21 +172,6 @@ def test_above_its_size_the_oldest_goes(tmp_path: Path):
     left = [int(event["id"].removeprefix("chatcmpl-"), 16) for event in read(tmp_path).events]
     assert store.counts["evicted"] > 0 and left == list(range(left[0], 100)) and len(left) > 20
     assert like(store, 0) is not None and like(store, 99) is None
-
-
-def test_forgetting_a_client_removes_all_of_it(store: FeedbackStore, tmp_path: Path):
-    for number, client in ((1, "ann"), (2, "bob"), (3, "ann")):
-        remember(store, number, client=client, picture=client == "ann", text=f"said to {client}")
-    like(store, 1)
-    like(store, 2, client="bob")
-    source = open_served(tmp_path)
-    positions = [position for position, _ in source.rows()]
-    assert len(positions) == 2
-    assert asyncio.run(store.forget("ann")) == 2
-    assert like(store, 3) is not None  # what was held in memory is gone as well
-    content = b"".join(path.read_bytes() for path in tmp_path.rglob("*") if path.is_file())
-    assert b"to ann" not in content and b"to bob" in content and not list((tmp_path / "media").iterdir())
-    assert [position for position, _ in source.rows()] == positions[1:]  # a run's other rows stay in place
 
 
 def test_two_writers_see_each_other(store: FeedbackStore, tmp_path: Path):

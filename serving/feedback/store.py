@@ -1,4 +1,4 @@
-"""What people think of answers, kept durably for later alignment; `pipelines.data.served` owns the format.
+"""Answers and what people think of them, written to a folder.
 
 An answer is held in memory for an hour, so that it can be spoken of; it is written when somebody does, or
 when it belongs to the sample of the traffic. Both need consent. Every text passes the redaction hook before
@@ -8,66 +8,39 @@ it is written, and where the hook fails nothing is.
 from __future__ import annotations
 
 import asyncio
-import base64
-import binascii
 import hashlib
-import importlib
-import inspect
 import json
 import logging
 import os
-import re
 import threading
 import time
 from collections import Counter, OrderedDict
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Final, Literal
 
 from pipelines.data import served
 from pipelines.data.served import Event
-from pipelines.settings_errors import SettingsError
-from pipelines.user_files import load_file
+from serving.feedback.forgetting import sweep
+from serving.feedback.offers import Offered, Unsuited, offer
+from serving.feedback.redaction import Redact, load_redaction, redacted
 from serving.settings import FeedbackSettings
 from serving.wire import Refusal
 
 Consent = Literal["off", "header", "key", "all"]
-Redact = Callable[[str], str]
 
 HELD_S: Final = 3600.0  # how long an answer can be spoken of that is not written yet
 HELD_BYTES: Final = 256 * 2**20  # of such answers together; the oldest go first
 MIB: Final = 2**20
-ROLES: Final = ("system", "user", "assistant")
-
-log = logging.getLogger(__name__)
-
-
 UNKNOWN: Final = (
     "no such answer of yours: it is unknown, longer ago than an hour, or nothing is kept of it (no consent; "
     "tools, video or audio)"
 )
 DIFFERENT: Final = "a choice is between two answers to the same prompt; these were to different ones"
 NOT_REDACTED: Final = "the feedback could not be redacted, so it was not kept"
-TEXTS: Final = ("answer", "correction", "comment")
 PARTS: Final = 16  # segments of a full folder
 
-
-class Unsuited(ValueError):
-    """An answer that alignment cannot learn from."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Offered:
-    """An answer as it would be written, and the pictures of its prompt by file name."""
-
-    event: Event
-    media: dict[str, bytes]
-
-    @property
-    def size(self) -> int:
-        texts = (part.get("text", "") for turn in self.event["messages"] for part in turn["content"])
-        return sum(map(len, texts)) + len(self.event["answer"]) + sum(map(len, self.media.values()))
+log = logging.getLogger(__name__)
 
 
 class FeedbackStore:
@@ -134,7 +107,7 @@ class FeedbackStore:
         if not {"off": False, "header": header, "key": key, "all": True}[self._consent]:
             return
         try:
-            offered = _offered(answer_id, client, version, prompt, answer)
+            offered = offer(answer_id, client, version, prompt, answer)
         except Unsuited:
             self.counts["unsuited"] += 1
             return
@@ -145,10 +118,6 @@ class FeedbackStore:
         the earlier one, and both are on record."""
         return await asyncio.to_thread(self._rate, client, feedback)
 
-    async def forget(self, client: str) -> int:
-        """Delete everything of a client, rows of runs and pictures included; how many events were deleted."""
-        return await asyncio.to_thread(self._forget, client)
-
     # -- in a thread ----------------------------------------------------------------------------------------
 
     def _remember(self, offered: Offered) -> None:
@@ -158,7 +127,7 @@ class FeedbackStore:
             if drawn:
                 clean = self._clean([offered.event])
                 if clean is not None:
-                    self._write(clean, offered.media)
+                    self._write(clean, offered.media, (name,))
                 return
             self._held[name] = (self._clock(), offered)
             total = sum(kept.size for _, kept in self._held.values())
@@ -181,7 +150,9 @@ class FeedbackStore:
             asked = {self._known[name][1] for name in names if name in self._known}
             if len(asked | {served.prompt_key(event) for event in clean[:-1]}) > 1:
                 return Refusal(status=400, code="different_prompts", message=DIFFERENT)
-            self._write(clean, {k: v for offered in new for k, v in offered.media.items()})
+            media = {k: v for offered in new for k, v in offered.media.items()}
+            if not self._write(clean, media, names):
+                return Refusal(status=404, code="answer_not_found", message=UNKNOWN)
             for name in names:
                 self._held.pop(name, None)
         return None
@@ -196,17 +167,25 @@ class FeedbackStore:
 
     def _clean(self, events: list[Event]) -> list[Event] | None:
         """The events without what is not to be kept; None: the redaction failed."""
+        if self._redact is None:
+            return events
         try:
-            return [self._redacted(event) for event in events]
+            return [redacted(event, self._redact) for event in events]
         except Exception:  # of the user's making; what it says may hold what it was given
             self.counts["redaction_failed"] += 1
             log.warning("feedback: the redaction hook failed, so nothing was written")
             return None
 
-    def _write(self, events: list[Event], media: dict[str, bytes]) -> None:
-        """All of it durably, pictures first. Raises OSError; then no event is written."""
+    def _write(self, events: list[Event], media: dict[str, bytes], names: Sequence[str]) -> bool:
+        """All of it durably, pictures first. Raises OSError; then no event is written.
+
+        False: nothing was written, since an answer of `names` that was written before is forgotten meanwhile.
+        """
         with served.locked(self.folder):
             self._catch_up()
+            written = {event["id"] for event in events if event["kind"] == "answer"}
+            if not written.union(self._known).issuperset(names):
+                return False
             for name, data in media.items():
                 path = self.folder / served.MEDIA / name
                 if not path.exists():
@@ -215,26 +194,7 @@ class FeedbackStore:
             noted = [line for line in map(self._noted, events) if line is not None]
             if noted:
                 self._append(noted)
-
-    def _redacted(self, event: Event) -> Event:
-        redact = self._redact
-        if redact is None:
-            return event
-
-        def text(given: str) -> str:
-            found = redact(given)
-            if not isinstance(found, str):
-                raise TypeError("expected a text")
-            return found
-
-        def part(given: dict[str, Any]) -> dict[str, Any]:
-            return {**given, "text": text(given["text"])} if given["type"] == "text" else given
-
-        clean = {key: text(value) if key in TEXTS else value for key, value in event.items()}
-        if "messages" in event:
-            turns = event["messages"]
-            clean["messages"] = [{**turn, "content": [part(p) for p in turn["content"]]} for turn in turns]
-        return clean
+        return True
 
     def _noted(self, event: Event) -> Event | None:
         """What is to be written of it; None: it is there already."""
@@ -270,7 +230,7 @@ class FeedbackStore:
             raise
         finally:
             os.close(handle)
-        self._seen = (path, good + len(content))
+        self._seen = self._stamps()
         self._grow(len(content))
         if self._since_rotation >= self._limit / PARTS:
             self._segment = path.with_name(f"{int(path.stem) + 1:08d}.jsonl")
@@ -289,34 +249,14 @@ class FeedbackStore:
                 break
             path.unlink()
             self.counts["evicted"] += 1
-            self._sweep()
+            sweep(self.folder)
         self._load()
-
-    def _sweep(self) -> None:
-        shown = {image for event in served.read(self.folder).events for image in event.get("images", ())}
-        for path in (self.folder / served.MEDIA).iterdir():
-            if path.name not in shown:
-                path.unlink()
-
-    def _forget(self, client: str) -> int:
-        with self._lock, served.locked(self.folder):
-            events = served.read(self.folder).events
-            gone = {e["id"] for e in events if e["kind"] == "answer" and e["client"] == client}
-            served.rewrite(self.folder, lambda event: event["client"] != client, gone)
-            self._sweep()
-            held = [name for name, (_, offered) in self._held.items() if offered.event["client"] == client]
-            for name in held:
-                del self._held[name]
-            self._load()
-            return sum(event["client"] == client for event in events)
 
     # -- the folder -----------------------------------------------------------------------------------------
 
     def _catch_up(self) -> None:
         """Another writer may have been here."""
-        newest = next(reversed(served.segments(self.folder)), self._segment)
-        size = newest.stat().st_size if newest.exists() else 0
-        if (newest, size) != self._seen and size:
+        if self._stamps() != self._seen:
             self._load()
 
     def _load(self) -> None:
@@ -330,76 +270,17 @@ class FeedbackStore:
         self._known = {e["id"]: (e["client"], served.prompt_key(e)) for e in found.events if "answer" in e}
         self._opinions = {served.key_of(e): _opinion(e) for e in found.events if e["kind"] != "answer"}
         self._segment = kept[-1] if kept else self.folder / served.LOG / f"{1:08d}.jsonl"
-        self._seen = (self._segment, self._segment.stat().st_size if kept else 0)
-        self._bytes, self._since_rotation = self._size(), self._seen[1]
+        self._seen = self._stamps()
+        self._bytes, self._since_rotation = self._size(), kept[-1].stat().st_size if kept else 0
+
+    def _stamps(self) -> list[tuple[str, int, int, int]]:
+        """Changes with any change of the log, of old segments too: somebody may have been forgotten."""
+        found = [(path.name, path.stat()) for path in served.segments(self.folder)]
+        return [(name, stat.st_ino, stat.st_size, stat.st_mtime_ns) for name, stat in found]
 
     def _size(self) -> int:
         files = [*served.segments(self.folder), *(self.folder / served.MEDIA).iterdir()]
         return sum(path.stat().st_size for path in files)
-
-
-def load_redaction(name: str) -> Redact:
-    """The function of a `package.module:function` or `path/to/file.py:function`. Raises SettingsError."""
-    place, _, attribute = name.rpartition(":")
-    try:
-        if place.endswith(".py"):
-            module = load_file(Path(place), f"plumbline_redaction_{Path(place).stem}")
-        else:
-            module = importlib.import_module(place)
-        function = getattr(module, attribute)
-        inspect.signature(function).bind("")
-    except Exception as error:  # a module of the user may fail in any way
-        raise SettingsError(
-            f"feedback.redact: {name!r} is not a function of a text: {type(error).__name__}: {error}"
-        ) from error
-    return function
-
-
-def _offered(
-    answer_id: str, client: str, version: str, prompt: dict[str, Any], answer: dict[str, Any]
-) -> Offered:
-    """Raises Unsuited for what the rows of a run cannot hold: tools, several answers, video, audio."""
-    media: dict[str, bytes] = {}
-    images: list[str] = []
-
-    def part(given: dict[str, Any]) -> dict[str, Any]:
-        match given:
-            case {"type": "text", "text": str(text)}:
-                return {"type": "text", "text": text}
-            case {"type": "image_url", "image_url": {"url": str(url)}}:
-                name, data = _picture(url)
-                media[name] = data
-                images.append(name)
-                return {"type": "image"}
-            case _:
-                raise Unsuited("a part that is neither text nor a picture")
-
-    def turn(given: dict[str, Any]) -> dict[str, Any]:
-        if given["role"] not in ROLES:
-            raise Unsuited(f"a message of the role {given['role']}")
-        content = given.get("content")
-        parts = [{"type": "text", "text": content}] if isinstance(content, str) else content
-        return {"role": given["role"], "content": [part(p) for p in parts or ()]}
-
-    choices = answer.get("choices", [])
-    text = choices[0].get("message", {}).get("content") if len(choices) == 1 else None
-    if not isinstance(text, str) or not text or prompt.get("tools"):
-        raise Unsuited("no single answer in words")
-    messages = [turn(given) for given in prompt["messages"]]
-    event = {"kind": "answer", "id": answer_id, "client": client, "version": version}
-    return Offered(event={**event, "messages": messages, "images": images, "answer": text}, media=media)
-
-
-def _picture(url: str) -> tuple[str, bytes]:
-    """(file name, bytes) of a data URL."""
-    found = re.fullmatch(r"data:image/(png|jpeg|webp|gif);base64,([A-Za-z0-9+/=]+)", url)
-    if found is None:
-        raise Unsuited("no picture by data URL")
-    try:
-        data = base64.b64decode(found[2], validate=True)
-    except binascii.Error:
-        raise Unsuited("a damaged data URL") from None
-    return f"{hashlib.sha256(data).hexdigest()}.{found[1]}", data
 
 
 def _opinion(event: Event) -> str | int:
