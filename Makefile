@@ -10,7 +10,7 @@ ARGS ?=
 READY := $(VENV)/.ready-$(EXTRA)
 
 .PHONY: setup align test lint docs goldens seeds controls margins signatures chaos chaos-real bench-recovery \
-	determinism planning serve-fuzz clean
+	determinism planning serve-fuzz serve-chaos bench-serving clean
 
 setup: $(READY)
 
@@ -69,8 +69,18 @@ determinism: setup
 	$(BIN)/python -m benchmarks.determinism $(ARGS)
 
 # Damaged, oversized and hostile requests against the gateway, with stub replicas: no crash, no leak, no growth.
+# `make serve-fuzz ARGS=--real` throws fewer at vLLM.
 serve-fuzz: setup
 	$(BIN)/python -m benchmarks.serving.fuzz $(ARGS)
+
+# Two replicas under constant load, killed every 30 s and swapped every minute, with a stub engine (12 minutes).
+# `make serve-chaos ARGS=--real` does it with vLLM, and a kill every three cold starts.
+serve-chaos: setup
+	$(BIN)/python -m benchmarks.serving.chaos $(ARGS)
+
+# What the gateway costs beside vLLM's own server, on one core each in turns (about 35 minutes).
+bench-serving: setup
+	$(BIN)/python -m benchmarks.serving.overhead $(ARGS)
 
 # What `plumbline plan` predicts against what runs do.
 planning: setup

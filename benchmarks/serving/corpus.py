@@ -146,6 +146,7 @@ def _videos() -> list[Item]:
         _item("many pixels", "video", video(100, 1920, 1080), "more than 256 MiB"),
         _item("1 x 1 frames", "video", video(2, 2, 2), "at least 4 pixels"),
         _item("zero frames", "video", video(0), ""),
+        _item("one frame", "video", video(1), "frames: 1, expected at least 2"),
         _item("truncated mp4", "video", film[: len(film) // 2], ""),
         _item("playlist", "video", playlist, "not of a known format"),
         _item("NUL bytes in a video", "video", bytes(100), "not of a known format"),

@@ -1,19 +1,21 @@
-"""Throws malformed requests at a gateway on stub replicas and judges every answer.
+"""Throws malformed requests at a gateway and judges every answer.
 
-    python -m benchmarks.serving.fuzz --requests 50000
+    python -m benchmarks.serving.fuzz --requests 50000          # on stub replicas
+    python -m benchmarks.serving.fuzz --real --requests 500     # on vLLM, with the embedded model
     python -m benchmarks.serving.fuzz --requests 2000 --json FILE
 
 A real HTTP server on loopback in a process of its own, with decoder processes for the corpus of bad media.
 A tenth of the requests is made by schemathesis from the API's own description, a fifth are rows of the
 bad-input matrix with their one right status, and the rest are valid requests with up to three things broken
 in them. Exit status 1 on an undocumented status, any 500, a leak of paths, class names or addresses, a dead
-server, or memory that grows by more than a tenth after warming up.
+or replaced replica, or (on stub replicas) memory that grows by more than a tenth after warming up.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import json
 import random
 import socket
@@ -22,6 +24,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -32,10 +35,12 @@ import psutil
 from benchmarks.serving import shots
 from benchmarks.serving.judge import Judge, Tally
 from benchmarks.serving.shots import Shot
+from pipelines.worlds.glyphs import BASE_MODEL
 
 AT_ONCE = 8
+REQUESTS, REAL_REQUESTS = 50_000, 500
 SCHEMA_SHARE, ROW_SHARE = 0.1, 0.2
-START_S = 180.0
+START_S = 420.0  # vLLM on a busy machine
 GROWTH = 0.10
 WARM = 0.2  # share of the requests after which memory is first looked at
 REPLACED = 40  # runs of schemathesis, so that its requests are not all held at once
@@ -94,47 +99,63 @@ async def _answer(client: httpx.AsyncClient, shot: Shot) -> tuple[int, str]:
 
 
 class Server:
-    """The target in a process of its own."""
+    """The target in a process of its own: stub replicas, or the embedded model on vLLM."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, real: bool = False) -> None:
         with socket.create_server(("127.0.0.1", 0)) as probe:
             self.port = probe.getsockname()[1]
-        command = [sys.executable, "-m", "benchmarks.serving.target", "--port", str(self.port)]
-        self.process = subprocess.Popen(command)
-        self._processes = psutil.Process(self.process.pid)
+        serve = ["pipelines.cli", "serve", str(BASE_MODEL), "--name", shots.MODEL]
+        module = serve if real else ["benchmarks.serving.target"]
+        self.real = real
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", *module, "--port", str(self.port)], stdout=subprocess.DEVNULL
+        )
+        self._gateway = psutil.Process(self.process.pid)
 
     @property
     def url(self) -> str:
         return f"http://127.0.0.1:{self.port}"
 
     def document(self) -> dict[str, Any]:
-        """The API's description, once the server answers."""
+        """The API's description, once a replica is ready."""
         deadline = time.monotonic() + START_S
-        while time.monotonic() < deadline and self.process.poll() is None:
-            try:
-                return httpx.get(f"{self.url}/openapi.json").json()
-            except httpx.TransportError:
-                time.sleep(0.1)
+        with httpx.Client(base_url=self.url, verify=False) as client:  # reading certificates takes its time
+            while time.monotonic() < deadline and self.process.poll() is None:
+                with contextlib.suppress(httpx.TransportError):
+                    if client.get("/ready").is_success:
+                        return client.get("/openapi.json").json()
+                time.sleep(0.2)
         raise SystemExit("the server did not start")
 
+    def replicas(self) -> list[str]:
+        """Their names: one that died and was replaced has another."""
+        answer = httpx.get(f"{self.url}/v1/versions", timeout=30, verify=False)
+        return sorted(one["replica"] for one in answer.json()["replicas"])
+
     def memory(self) -> int:
-        """Resident bytes of the server and its children."""
-        return sum(
-            one.memory_info().rss for one in [self._processes, *self._processes.children(recursive=True)]
-        )
+        """Bytes of the gateway, and what its decoders have beside it: they share its libraries' pages."""
+        total = self._gateway.memory_info().rss
+        for decoder in self._gateway.children(recursive=True):
+            with contextlib.suppress(psutil.NoSuchProcess):  # one that broke is being replaced
+                total += decoder.memory_full_info().uss
+        return total
 
     def stop(self) -> None:
         self.process.terminate()
-        self.process.wait(10)
+        self.process.wait(120)
 
 
 async def play(server: Server, count: int, seed: int) -> tuple[Tally, list[int]]:
     """The tally, and the memory after every hundredth of the requests."""
     document = server.document()
     tally, judge, memory = Tally(), Judge(document), []
-    planned = plan(document, [*shots.rows(), *shots.media_rows()], count, seed)
+    media = shots.media_rows()
+    if server.real:  # the model may take less than the gateway does
+        media = [replace(shot, expected=(*shot.expected, 400)) for shot in media]
+    planned = plan(document, [*shots.rows(), *media], count, seed)
     limits = httpx.Limits(max_connections=AT_ONCE)
-    async with httpx.AsyncClient(base_url=server.url, timeout=60, limits=limits) as client:
+    patience = 300 if server.real else 60
+    async with httpx.AsyncClient(base_url=server.url, timeout=patience, limits=limits) as client:
         for part in range(100):
             await fire(client, islice(planned, count * (part + 1) // 100 - count * part // 100), judge, tally)
             memory.append(server.memory())
@@ -150,35 +171,40 @@ def growth(memory: list[int]) -> float:
 
 def main() -> int:
     """Returns the exit status."""
-    parser = argparse.ArgumentParser(description="Malformed requests against a gateway on stub replicas")
-    parser.add_argument("--requests", type=int, default=50_000)
+    parser = argparse.ArgumentParser(description="Malformed requests against a gateway")
+    parser.add_argument("--requests", type=int, help=f"{REQUESTS}; {REAL_REQUESTS} with --real")
+    parser.add_argument("--real", action="store_true", help="vLLM behind the gateway, not stub replicas")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", type=Path, help="write the result here")
     given = parser.parse_args()
-    server = Server()
+    server = Server(real=given.real)
     began = time.monotonic()
+    count = given.requests or (REAL_REQUESTS if given.real else REQUESTS)
     try:
-        tally, memory = asyncio.run(play(server, given.requests, given.seed))
-        alive = server.process.poll() is None
+        server.document()
+        before = server.replicas()
+        tally, memory = asyncio.run(play(server, count, given.seed))
+        alive = server.process.poll() is None and server.replicas() == before
     finally:
         server.stop()
+    grown = 0.0 if given.real else growth(memory)  # Ray's own processes come and go
     result = {
-        "backend": "stub replicas: no model is involved",
+        "backend": "vLLM, the embedded model" if given.real else "stub replicas: no model is involved",
         "requests": sum(tally.statuses.values()),
         "seconds": round(time.monotonic() - began, 1),
         "statuses": {str(status): n for status, n in sorted(tally.statuses.items())},
         "kinds": dict(tally.labels.most_common(12)),
         "violations": dict(tally.violations),
-        "server_alive": alive,
+        "replicas_alive": alive,
         "memory_mib": [round(memory[int(len(memory) * WARM)] / 2**20), round(memory[-1] / 2**20)],
-        "memory_growth": round(growth(memory), 4),
+        "memory_growth": None if given.real else round(grown, 4),
     }
     print(json.dumps(result, indent=1))
     for example in tally.examples:
         print(example, file=sys.stderr)
     if given.json is not None:
         given.json.write_text(json.dumps(result, indent=1) + "\n")
-    return 1 if tally.violations or not alive or growth(memory) > GROWTH else 0
+    return 1 if tally.violations or not alive or grown > GROWTH else 0
 
 
 if __name__ == "__main__":

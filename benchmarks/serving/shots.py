@@ -77,6 +77,7 @@ def valid() -> list[tuple[str, dict[str, Any]]]:
         (CHAT, chat(response_format={"type": "json_object"})),
         (COMPLETION, {"model": MODEL, "prompt": ["a", "b"], "echo": True, "logprobs": 1, **sampling}),
         (COMPLETION, {"model": MODEL, "prompt": [[1, 2], [3]], "stream": True}),
+        (COMPLETION, {"model": MODEL, "prompt": "a", "echo": True, "max_tokens": 0, "logprobs": 1}),
         (EMBEDDING, {"model": MODEL, "input": ["a", "b"], "encoding_format": "float"}),
         (FEEDBACK, {"kind": "rating", "id": "chatcmpl-" + "0" * 32, "rating": 1, "comment": "good"}),
     ]
@@ -145,7 +146,7 @@ def _fields() -> Iterator[Shot]:
         "top_logprobs": [5, 21, 10**9],
         "logit_bias": [{"a": 1}, {"-1": 1}, {"1": 1000}, {str(i): 0 for i in range(500)}],
         "seed": [2**64, 0.5],
-        "stop": ["", [""], ["a"] * 5, [3], "x" * 300],
+        "stop": ["", [""], ["a"] * 17, [3], "x" * 300],
         "user": [5, "x" * 600],
         "stream": ["yes", 1],
         "stream_options": [{"include_usage": True}, {"other": 1}],

@@ -1,0 +1,150 @@
+"""Ratios and differences of two servers with intervals: blocks are resampled, since what disturbs one request
+disturbs its neighbours as well."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import product
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from benchmarks.serving.overhead.load import Block, Cell
+from benchmarks.serving.overhead.servers import BACKGROUND, ROLES
+from pipelines.evaluation.bootstrap import Interval, interval
+
+RESAMPLES = 1000
+ARMS = ("bare", "gateway")
+
+
+@dataclass(kw_only=True)
+class Arm:
+    """All blocks of one server under one load."""
+
+    blocks: list[Block] = field(default_factory=list[Block])
+    cpu: Counter[str] = field(default_factory=Counter[str])  # microseconds by role, over all blocks
+    inside: float = 0.0  # seconds that the requests spent inside our gateway
+
+    @property
+    def answers(self) -> int:
+        return sum(len(block.latencies) for block in self.blocks)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Compared:
+    """An estimate and its 95% interval."""
+
+    value: float
+    interval: Interval | None
+
+    def shown(self, scale: float = 1.0, digits: int = 2) -> str:
+        text = f"{self.value * scale:.{digits}f}"
+        if self.interval is None:
+            return text
+        low, high = (f"{end * scale:.{digits}f}" for end in self.interval)
+        return f"{text} [{low}, {high}]"
+
+
+def per_second(blocks: Sequence[Block]) -> float:
+    """Answers per second of load."""
+    return sum(len(block.latencies) for block in blocks) / sum(block.seconds for block in blocks)
+
+
+def throughput_ratio(bare: Arm, ours: Arm) -> Compared:
+    """Answers per second of ours over bare's."""
+    return _compare(bare, ours, lambda a, b: per_second(b) / per_second(a))
+
+
+def added(bare: Arm, ours: Arm, quantile: float, field_name: str = "latencies") -> Compared:
+    """Ours minus bare's, at a quantile of the requests' seconds."""
+
+    def at(blocks: Sequence[Block]) -> float:
+        return float(np.quantile([s for block in blocks for s in getattr(block, field_name)], quantile))
+
+    return _compare(bare, ours, lambda a, b: at(b) - at(a))
+
+
+def _compare(bare: Arm, ours: Arm, measure: Callable[[list[Block], list[Block]], float]) -> Compared:
+    """Block i of one server is drawn together with block i of the other: they were neighbours in time."""
+    count = len(bare.blocks)
+    drawn: NDArray[np.int64] = np.random.default_rng(0).integers(count, size=(RESAMPLES, count))
+    values = [measure([bare.blocks[i] for i in row], [ours.blocks[i] for i in row]) for row in drawn]
+    value = measure(bare.blocks, ours.blocks)
+    return Compared(value=value, interval=interval(value, np.array(values)) if count > 1 else None)
+
+
+def rows(measured: dict[Cell, dict[str, Arm]]) -> list[dict[str, Any]]:
+    """What the table shows, one row per kind of load."""
+    found: list[dict[str, Any]] = []
+    for cell, arms in measured.items():
+        bare, ours = (arms[name] for name in ARMS)
+        closed = cell.at_once is not None
+        found.append(
+            {
+                "load": cell.load,
+                "asked": cell.asked,
+                "answers": [bare.answers, ours.answers],
+                "per_second": [per_second(bare.blocks), per_second(ours.blocks)],
+                "ratio": throughput_ratio(bare, ours) if closed else None,
+                "p50_s": added(bare, ours, 0.5),
+                "p99_s": added(bare, ours, 0.99),
+                "first_p50_s": added(bare, ours, 0.5, "firsts") if cell.stream else None,
+            }
+        )
+    return found
+
+
+def table(found: list[dict[str, Any]]) -> str:
+    """Markdown; the milliseconds are those that the gateway adds."""
+    lines = [
+        "| load | asked | bare, answers/s | gateway | ratio | p50, ms | p99, ms | first byte, ms | answers |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for row in found:
+        ratio, first = row["ratio"], row["first_p50_s"]
+        cells = [
+            row["load"],
+            row["asked"],
+            *(f"{rate:.1f}" for rate in row["per_second"]),
+            ratio.shown() if ratio else "",
+            *(row[name].shown(1000, 1) for name in ("p50_s", "p99_s")),
+            first.shown(1000, 1) if first else "",
+            "/".join(map(str, row["answers"])),
+        ]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def spent(measured: dict[Cell, dict[str, Arm]]) -> dict[str, dict[str, float]]:
+    """Where the time goes: kind of request and server -> milliseconds of CPU per answer by role, and, for one
+    request at a time, those of the clock inside and outside our gateway."""
+    found: dict[str, dict[str, float]] = {}
+    for alone, name in product((cell for cell in measured if cell.at_once == 1), ARMS):
+        some = [
+            arms[name] for cell, arms in measured.items() if replace(cell, at_once=alone.at_once) == alone
+        ]
+        answers, cpu = sum(arm.answers for arm in some), sum((arm.cpu for arm in some), Counter[str]())
+        column = {role: cpu[role] / 1000 / answers for role in (*ROLES, BACKGROUND) if cpu[role]}
+        found[f"{alone.asked}, {name}"] = column | _clock(measured[alone][name])
+    return found
+
+
+def _clock(arm: Arm) -> dict[str, float]:
+    whole = 1000 * sum(sum(block.latencies) for block in arm.blocks) / arm.answers
+    inside = 1000 * arm.inside / arm.answers
+    if not inside:
+        return {"clock": whole}
+    return {"clock": whole, "... inside the gateway": inside, "... before and after it": whole - inside}
+
+
+def spent_table(found: dict[str, dict[str, float]]) -> str:
+    """Markdown; milliseconds per answer."""
+    names = dict.fromkeys(name for column in found.values() for name in column)
+    lines = ["| ms per answer | " + " | ".join(found) + " |", "|---|" + "---|" * len(found)]
+    for name in names:
+        values = [f"{column[name]:.2f}" if name in column else "" for column in found.values()]
+        lines.append(f"| {name} | " + " | ".join(values) + " |")
+    return "\n".join(lines)
