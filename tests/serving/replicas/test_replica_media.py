@@ -1,4 +1,4 @@
-"""Videos and sounds through gateway, decoders and real vLLM on CPU; sounds are heard as by transformers."""
+"""Videos and sounds through the gateway, its decoders and real vLLM on CPU, held against transformers."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ import httpx
 import numpy as np
 import pytest
 from fastapi import FastAPI
+from numpy.typing import NDArray
 
 from pipelines.worlds.glyphs import BASE_MODEL
 from serving.checkpoint import Servable, find_servable
@@ -38,6 +39,7 @@ RATE = 2  # frames per second, at which engines of this family sample
 HZ = 16_000
 NEW = 16  # tokens
 TOLERANCE = 2e-3  # nats: two implementations in float32
+VIDEO = 2  # the processor's type of a video's tokens
 
 
 @dataclass(frozen=True)
@@ -191,6 +193,23 @@ def test_what_is_said_of_a_video_depends_on_every_frame_and_on_their_order(serve
     assert longer.prompt_tokens == answers[0].prompt_tokens + 16  # of a patch grid of 4 x 4
 
 
+def test_a_video_is_read_as_by_transformers(served: Served) -> None:
+    """With text after a video numbered as Qwen's own code and vLLM do; see `_positions`."""
+    from transformers import AutoModelForImageTextToText, AutoProcessor
+
+    sent = film(RED, GREEN, BLUE, WHITE)
+    frames = _frames(served.cleaned("video", sent["video_url"]["url"]))
+    assert len(frames) == 8
+    processor: Any = AutoProcessor.from_pretrained(served.folders["sees"])
+    text = _prompt(processor, "video")
+    inputs = processor(text=[text], videos=[frames], video_metadata=[_metadata(frames)], return_tensors="pt")
+    model = AutoModelForImageTextToText.from_pretrained(served.folders["sees"], dtype="float32").eval()
+    expected = _greedy_at(model, inputs, _positions(model, inputs))
+    answer = served.answer("sees", sent)
+    assert answer.prompt_tokens == inputs["input_ids"].shape[1]
+    assert answer.logprobs == pytest.approx(expected, abs=TOLERANCE)
+
+
 def test_a_sound_is_heard_as_by_transformers(served: Served) -> None:
     from transformers import AutoProcessor, Qwen2AudioForConditionalGeneration
 
@@ -250,3 +269,53 @@ def _greedy(model: Any, inputs: Any) -> Any:
         for logits, token in zip(made.logits, made.sequences[0, length:], strict=True)
     ]
     return Said(length, pytest.approx(values, abs=TOLERANCE))
+
+
+def _frames(data: bytes) -> NDArray[np.uint8]:
+    """[frames, height, width, 3]"""
+    with av.open(io.BytesIO(data)) as container:
+        return np.stack([frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)])
+
+
+def _metadata(frames: NDArray[np.uint8]) -> dict[str, Any]:
+    count = len(frames)
+    return {
+        "fps": RATE,
+        "duration": count / RATE,
+        "total_num_frames": count,
+        "frames_indices": list(range(count)),
+    }
+
+
+def _positions(model: Any, inputs: Any) -> Any:
+    """[3, 1, tokens]: after a video transformers 5.19 goes on from its height and width, the others from the
+    latest position, which may be that of its last frames."""
+    found, _ = model.model.get_rope_index(
+        inputs["input_ids"],
+        mm_token_type_ids=inputs["mm_token_type_ids"],
+        video_grid_thw=inputs["video_grid_thw"],
+        second_per_grid_ts=inputs["second_per_grid_ts"],
+        attention_mask=inputs["attention_mask"],
+    )
+    after = int((inputs["mm_token_type_ids"][0] == VIDEO).nonzero().max()) + 1
+    found[:, :, after:] += found[:, :, :after].max() + 1 - found[0, 0, after]
+    return found
+
+
+def _greedy_at(model: Any, inputs: Any, positions: Any) -> list[float]:
+    """Log-probabilities of the greedy answer, each from a forward over all tokens before it."""
+    import torch
+
+    seen = dict(inputs)
+    values: list[float] = []
+    for _ in range(NEW):
+        with torch.inference_mode():
+            logps = model(**seen, position_ids=positions).logits[0, -1].log_softmax(-1)
+        best = logps.argmax()
+        values.append(float(logps[best]))
+        if best == model.config.text_config.eos_token_id:
+            break
+        positions = torch.cat([positions, positions[:, :, -1:] + 1], dim=2)
+        added = {"input_ids": best, "attention_mask": torch.tensor(1), "mm_token_type_ids": torch.tensor(0)}
+        seen |= {name: torch.cat([seen[name], value.view(1, 1)], dim=1) for name, value in added.items()}
+    return values
