@@ -29,11 +29,15 @@ class Clock:
     def monotonic(self) -> float:
         return time.monotonic() + self.ahead
 
-    async def run_on(self) -> None:
-        """For ever; a deadline that does not pass by this does not exist."""
-        while True:
+    async def run_on(self, until: Callable[[], Any] = lambda: False) -> None:
+        """Hang for ever; a deadline that does not pass by this does not exist.
+
+        `until`: from then on the clock goes as usual, so that what follows has its own deadlines to keep.
+        """
+        while not until():
             self.ahead += 1000
             await asyncio.sleep(0.01)
+        await asyncio.Event().wait()
 
 
 @pytest.fixture(autouse=True)
@@ -224,7 +228,7 @@ def test_a_wedged_learner_is_ended(tmp_path: Path, clock: Clock, moment: tuple[s
 
     async def hook(world: World, *now: Any) -> None:
         if now == moment:
-            await clock.run_on()
+            await clock.run_on(until=lambda: world.told("attempt_failed"))
 
     world = play(tmp_path, hook)
     check_whole(world)
