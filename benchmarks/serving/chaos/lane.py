@@ -88,7 +88,7 @@ async def _both(load: Load, faults: Faults, seconds: float, acts: list[Any]) -> 
 def _calm(faults: Faults) -> None:
     """Wait until the last promotion has arrived and the last dead replica is replaced."""
     until = time.monotonic() + CALM_S
-    while time.monotonic() < until and None in (faults.arrivals()[-1], faults.recoveries()[-1]):
+    while time.monotonic() < until and None in (*faults.arrivals()[-1:], *faults.recoveries()[-1:]):
         time.sleep(1.0)
 
 

@@ -10,6 +10,7 @@ import argparse
 import asyncio
 import base64
 import io
+import logging
 import math
 import random
 import shutil
@@ -66,6 +67,7 @@ def perturbed(folder: Path, noise: float, seed: int) -> Path:
 
 def run(given: argparse.Namespace) -> dict[str, Any]:
     """The lane's result."""
+    logging.getLogger("httpx").setLevel(logging.WARNING)  # ray.llm shows a line per request otherwise
     registry = Registry(given.out / "registry")
     first = registry.register(Path(BASE_MODEL))
     second = registry.register(perturbed(given.out / "second", NOISE, 0))
