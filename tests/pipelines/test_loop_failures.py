@@ -71,7 +71,8 @@ def test_the_last_try_has_nothing_beside_it(seed: int) -> None:
 
     counts = run(world, work)
     assert beside == []
-    assert counts["trained"] == 24 and counts["dropped"].keys() <= {"end_of_run"}
+    # What is tried three times may be stale when it is done.
+    assert counts["trained"] == 24 and counts["dropped"].keys() <= {"end_of_run", "stale"}
     assert len(alone) == len(set(alone)) >= 6 and set(tries.values()) == {1, 3}
 
 
