@@ -8,15 +8,17 @@ stream, so no prompt of a pass ever comes twice.
 from __future__ import annotations
 
 import asyncio
+import inspect
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import ray
+from ray.exceptions import ObjectLostError
 
 from pipelines.data.base import Source
-from pipelines.loop import PromptItem
+from pipelines.loop import PROMPT_LOST, Parcel, PromptItem, RoleFailed
 
 CHUNK = 8 * 2**20  # bytes of a JSONL file that one read task takes
 
@@ -103,6 +105,15 @@ class PromptStream:
         raise ValueError(
             f"the data became shorter: row {wanted[index] + 1} was there when the run was validated"
         )
+
+
+async def opened(parcel: Parcel) -> tuple[int, Any]:
+    """The position and the raw row. Raises RoleFailed where they went with the stream that owned them."""
+    [item] = parcel
+    try:
+        return await item if inspect.isawaitable(item) else item
+    except ObjectLostError as error:  # a dead owner included
+        raise RoleFailed(PROMPT_LOST, "data", f"{type(error).__name__}: the prompt stream is gone") from error
 
 
 def raw_rows(source: Source, count: int) -> Iterator[Any]:

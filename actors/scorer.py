@@ -7,7 +7,6 @@ builds the comparisons. A plain class. Each lease says with whom it is carried o
 from __future__ import annotations
 
 import asyncio
-import inspect
 import os
 import time
 from collections import defaultdict, deque
@@ -17,6 +16,7 @@ from typing import Any, TypeVar
 
 from actors.group_facts import facts_of
 from actors.partners import Partners
+from actors.prompts import opened
 from actors.remote import named
 from pipelines.data.base import BadRow, Source
 from pipelines.decoding import AGELESS, Decoder
@@ -228,8 +228,7 @@ class Scorer:
         return GroupTools(generator, pool, judge, self._editor, lease.step, lately, self._move)
 
     async def _prompt(self, parcel: Parcel) -> tuple[Prompt, dict[str, Media]]:
-        [item] = parcel
-        position, raw = await item if inspect.isawaitable(item) else item
+        position, raw = await opened(parcel)
         return await asyncio.to_thread(lambda: self._source.prompt(self._source.row(raw, position)))
 
     async def _group(self, lease: Lease, parcel: Parcel, partners: Partners) -> tuple[Group, str]:

@@ -39,6 +39,7 @@ Parcel = Sequence[Any]  # [(position, raw row)] or [a reference to it]
 PromptItem = tuple[int, int, str, Parcel]  # cursor, epoch, prompt id, parcel
 Phase = Literal["running", "finishing", "stopping", "ended", "failed"]
 Verdict = Literal["drop", "again", "alone"]  # what becomes of a group whose lease failed
+PROMPT_LOST = "prompt_lost"  # fault of a parcel that nobody can open: its stream is gone
 GONE_S = 10.0  # that cancelled work gets to end
 
 
@@ -340,6 +341,8 @@ class _Drive:
         return settled
 
     async def _failed(self, fault: Fault, lease: Lease, item: PromptItem) -> None:
+        if fault.reason == PROMPT_LOST:  # every try would fail, and none of them speaks against the group
+            raise RoleFailed(fault.reason, fault.role, fault.detail)
         blamed = fault.retry and fault.reason != "aborted_for_sync"
         if fault.role == "generator" and blamed:  # it is the generator, not the input
             self.resting[lease.generator] = time.monotonic() + self.limits.rest_s

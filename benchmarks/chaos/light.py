@@ -20,11 +20,12 @@ import numpy as np
 
 from actors.gate import Gate
 from actors.partners import Partners
-from actors.prompts import PromptStream
+from actors.prompts import PromptStream, opened
 from actors.proof import judge_bytes, tensor_digest
+from actors.remote import named
 from actors.transfer import Shipment, receive
 from benchmarks.chaos.beacon import Beacon
-from pipelines.loop import PromptItem, RoleFailed
+from pipelines.loop import PromptItem
 from pipelines.types import (
     Behaviour,
     Candidate,
@@ -223,7 +224,7 @@ class LightScorer:
         try:
             with self._beacon.at("busy"):
                 reached = partners.within(10.0)
-                position, _ = await _opened(parcel)
+                position, _ = await opened(parcel)
                 prompt, media = shown(position, self.world.image)
                 drawn = await reached.generator.sample(prompt, media, 2, lease.seed)
                 with self._beacon.at("judging"):
@@ -236,7 +237,7 @@ class LightScorer:
                 with self._beacon.at("delivering"):
                     return await reached.ledger.accept(group, group.dropped or "")
         except Exception as error:
-            return RoleFailed.of(error, "scorer").fault(lease.group)
+            return named(error, "scorer").fault(lease.group)
 
     async def _judged(self, position: int, drawn: Sequence[Rollout]) -> list[Score]:
         await asyncio.sleep(self.world.score_s * (100 if self._beacon.order("slow") else 1))
@@ -258,11 +259,6 @@ def _alive(beacon: Beacon, done: int) -> dict[str, Any]:
         "pid": os.getpid(),
         "node": node,
     }
-
-
-async def _opened(parcel: Sequence[Any]) -> tuple[int, Any]:
-    [item] = parcel
-    return await item
 
 
 def shown(position: int, side: int) -> tuple[Prompt, dict[str, Media]]:

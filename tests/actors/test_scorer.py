@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from ray.exceptions import ObjectLostError, OwnerDiedError
 
 from actors.generator import EngineError, ForbiddenToken, PromptMismatch, Quarantined
 from actors.group_facts import facts_of
@@ -20,7 +21,7 @@ from actors.scorer import GroupTools, Pool, Scorer, check_sides, check_versions,
 from pipelines.comparisons import Cells, Edges
 from pipelines.data.base import BadRow
 from pipelines.decoding import Contrast
-from pipelines.loop import RoleFailed
+from pipelines.loop import PROMPT_LOST, RoleFailed
 from pipelines.objectives.base import Objective
 from pipelines.perturbations.base import DamageRequest, Regions
 from pipelines.programs.choosing import Choose
@@ -294,6 +295,16 @@ def test_a_bad_row_is_a_fault_of_the_data_and_is_not_tried_again() -> None:
     fault = produce(ledger(), Generator(), parcel=[(6, "bad")])
     assert (fault.role, fault.reason, fault.retry) == ("data", "bad_row", False)
     assert "data.jsonl:7: image 1: got nothing, expected a picture" in fault.detail
+
+
+@pytest.mark.parametrize("lost", [OwnerDiedError, ObjectLostError])
+def test_a_prompt_that_went_with_its_stream_is_a_fault_of_the_data(lost: type[ObjectLostError]) -> None:
+    async def content() -> tuple[int, None]:
+        raise lost("0" * 56, None, "")
+
+    fault = produce(ledger(), Generator(), parcel=[content()])
+    assert (fault.role, fault.reason, fault.retry) == ("data", PROMPT_LOST, True)
+    assert f"{lost.__name__}: the prompt stream is gone" in fault.detail
 
 
 def test_a_failing_ledger_is_a_fault_as_well() -> None:

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from actors.accounts import weigh
-from pipelines.loop import Limits, LocalProducer, RoleFailed, drive
+from pipelines.loop import PROMPT_LOST, Limits, LocalProducer, RoleFailed, drive
 from pipelines.types import Fault, Group, Lease, Media, Receipt
 from tests.pipelines.loop_world import FAST, World, comparison, run
 
@@ -281,6 +281,19 @@ def test_a_fault_that_cannot_be_told_to_the_ledger_ends_the_attempt() -> None:
     died = RoleFailed("ledger_died", "ledger", "exit code 9")
     found = end_of(world, FAST, ledger=Broken(world.ledger, "fail", died, after=0))
     assert found is died
+
+
+def test_a_prompt_that_went_with_its_stream_ends_the_attempt_and_speaks_against_no_group() -> None:
+    world = World(groups=2)
+
+    async def lost(lease: Lease, parcel: Any) -> Receipt | Fault:
+        return RoleFailed(PROMPT_LOST, "data", "OwnerDiedError: the prompt stream is gone").fault(lease.group)
+
+    world.produce = lost  # type: ignore[method-assign]
+    found = end_of(world, FAST)
+    assert isinstance(found, RoleFailed) and (found.role, found.reason) == ("data", PROMPT_LOST)
+    counts = asyncio.run(world.ledger.counts())
+    assert counts["leased"] and (counts["retried"], counts["dropped"]) == (0, {})
 
 
 @pytest.mark.parametrize("error", [RoleFailed("data_died", "data", "exit code 9"), None])
