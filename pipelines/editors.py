@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-import importlib
 import inspect
-import os
-import sys
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any, Protocol
 
 from pipelines.rewards.threads import in_thread
 from pipelines.settings import Settings
-from pipelines.settings_errors import SettingsError
-from pipelines.user_files import load_file
+from pipelines.user_files import load_function
 
 Function = Callable[[str, str, dict[str, Any], int], Any]
 
@@ -60,23 +55,5 @@ def load_editor(settings: Settings) -> Editor:
     """The editor of a run. Raises SettingsError when it cannot be imported or has another signature."""
     if settings.editor == "world":
         return World()
-    name = settings.editor
-    place, _, attribute = name.rpartition(":")
-    try:
-        if place.endswith(".py"):
-            module = load_file(Path(place), f"plumbline_editor_{Path(place).stem}")
-        else:
-            module = _import(place)
-        function = getattr(module, attribute)
-        inspect.signature(function).bind("", "", {}, 0)
-    except Exception as error:  # a module of the user may fail in any way
-        raise SettingsError(
-            f"editor: {name!r} is not a function of (text, kind, row, seed): {type(error).__name__}: {error}"
-        ) from error
-    return User(name, function)
-
-
-def _import(name: str) -> Any:
-    if os.getcwd() not in sys.path:
-        sys.path.insert(0, os.getcwd())
-    return importlib.import_module(name)
+    takes = "(text, kind, row, seed)"
+    return User(settings.editor, load_function("editor", settings.editor, takes, "", "", {}, 0))

@@ -10,11 +10,11 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, cast
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from pipelines import marked_yaml
+from pipelines import marked_yaml, settings_files
 from pipelines.deterministic import contradictions, with_fitting_lag
-from pipelines.settings_errors import SettingsError, explain
+from pipelines.settings_errors import SettingsError as SettingsError
 
 # A scorer waits for rewards and a perturber paints small pictures; both share a core.
 SCORER_CPUS: Final = 0.1
@@ -22,6 +22,10 @@ PERTURBER_CPUS: Final = 0.1
 DATA_CPUS: Final = 1.0  # Ray Data starves silently when actors hold every CPU
 
 SERVED: Final = "serving://"
+
+KIND: Final = settings_files.Kind(
+    owner="a run", line="model: PATH", override="learner.lr=5e-7", short={"data": "source"}
+)
 
 Positive = Annotated[int, Field(gt=0)]
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
@@ -347,68 +351,13 @@ def load(path: Path | None = None, overrides: Sequence[str] = ()) -> Settings:
     model, or a reward's file) is taken from beside the file if it exists there, else from the current
     directory; one in an override from the current directory. Raises SettingsError with every problem found.
     """
-    value, lines = _read(path) if path is not None else ({}, {})
-    origins = {key: f"{path}:{line}" for key, line in lines.items()}
+    given = settings_files.given(path, KIND)
     if path is not None:
-        _resolve_paths(value, path.parent, only_existing=True)
+        _resolve_paths(given.value, path.parent, only_existing=True)
     for override in overrides:
-        key = _override(value, override)
-        origins = {known: where for known, where in origins.items() if known[: len(key)] != key}
-        origins[key] = f"override {override!r}"
-    _resolve_paths(value, Path.cwd(), only_existing=False)
-    try:
-        return Settings.model_validate(value)
-    except ValidationError as error:
-        raise explain(error, Settings, origins, str(path) if path is not None else "settings") from None
-
-
-def _read(path: Path) -> tuple[dict[str, Any], dict[tuple[str, ...], int]]:
-    try:
-        text = path.read_bytes().decode("utf-8-sig")
-    except FileNotFoundError:
-        raise SettingsError(f"{path}: no such file; give the YAML file of a run") from None
-    except UnicodeDecodeError as error:
-        raise SettingsError(f"{path}: expected UTF-8 text, got something else ({error.reason})") from None
-    except OSError as error:
-        raise SettingsError(f"{path}: cannot be read: {error.strerror}") from None
-    try:
-        document = marked_yaml.parse(text, str(path))
-    except marked_yaml.YamlError as error:
-        raise SettingsError(str(error)) from None
-    value: Any = {} if document.value is None else document.value
-    if not isinstance(value, dict):
-        raise SettingsError(f"{path}: expected keys and values such as 'model: PATH', got a {_name(value)}")
-    _expand(cast("dict[str, Any]", value))
-    return cast("dict[str, Any]", value), document.lines
-
-
-def _expand(value: dict[str, Any]) -> None:
-    if isinstance(value.get("data"), str):
-        value["data"] = {"source": value["data"]}
-
-
-def _override(value: dict[str, Any], override: str) -> tuple[str, ...]:
-    """Set one dotted key in place; returns the key."""
-    dotted, separator, text = override.partition("=")
-    key = tuple(dotted.strip().split("."))
-    if not separator or not all(key):
-        raise SettingsError(f"override {override!r}: expected key=value, as in learner.lr=5e-7")
-    try:
-        new = marked_yaml.parse_scalar(text, f"override {override!r}")
-    except marked_yaml.YamlError as error:
-        raise SettingsError(str(error)) from None
-    if key == ("data",) and isinstance(new, str):
-        key = ("data", "source")
-    section = value
-    for depth, name in enumerate(key[:-1], start=1):
-        inner = section.setdefault(name, {})
-        if inner is None:  # `learner.lora=null` in the file, `learner.lora.rank=4` here
-            inner = section[name] = {}
-        if not isinstance(inner, dict):
-            raise SettingsError(f"override {override!r}: {'.'.join(key[:depth])} is a value, not a section")
-        section = cast("dict[str, Any]", inner)
-    section[key[-1]] = new
-    return key
+        given.override(override, KIND)
+    _resolve_paths(given.value, Path.cwd(), only_existing=False)
+    return given.validated(Settings)
 
 
 def _resolve_paths(value: dict[str, Any], folder: Path, *, only_existing: bool) -> None:
@@ -432,7 +381,3 @@ def _resolve_paths(value: dict[str, Any], folder: Path, *, only_existing: bool) 
         file, separator, function = given.rpartition(":") if isinstance(given, str) else ("", "", "")
         if separator and file.endswith(".py"):
             value[key] = f"{resolved(file)}:{function}"
-
-
-def _name(value: Any) -> str:
-    return "list" if isinstance(value, list) else f"single value {value!r}"

@@ -5,18 +5,20 @@ from __future__ import annotations
 import ipaddress
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Final, Literal
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, model_validator
 
-from pipelines import marked_yaml
+from pipelines import settings_files
 from pipelines.settings import Section
-from pipelines.settings_errors import SettingsError, explain
+from pipelines.settings_errors import SettingsError
 from serving.limits import Count, Limits, Positive, Seconds
 from serving.models import ModelSettings, PublicName, ReplicaSettings, disagreements
 from serving.registry.canary import CanaryRules
 
 __all__ = ["Settings", "SettingsError", "load"]
+
+KIND: Final = settings_files.Kind(owner="a server", line="port: 8000", override="limits.media=2")
 
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 
@@ -152,52 +154,7 @@ def load(path: Path | None = None, overrides: Sequence[str] = ()) -> Settings:
 
     Relative paths are taken from the current directory. Raises SettingsError with every problem found.
     """
-    value, lines = _read(path) if path is not None else ({}, {})
-    origins = {key: f"{path}:{line}" for key, line in lines.items()}
+    given = settings_files.given(path, KIND)
     for override in overrides:
-        key = _override(value, override)
-        origins = {known: where for known, where in origins.items() if known[: len(key)] != key}
-        origins[key] = f"override {override!r}"
-    try:
-        return Settings.model_validate(value)
-    except ValidationError as error:
-        raise explain(error, Settings, origins, str(path) if path is not None else "settings") from None
-
-
-def _read(path: Path) -> tuple[dict[str, Any], dict[tuple[str, ...], int]]:
-    try:
-        document = marked_yaml.parse(path.read_text("utf-8-sig"), str(path))
-    except FileNotFoundError:
-        raise SettingsError(f"{path}: no such file; give the YAML file of a server") from None
-    except UnicodeDecodeError as error:
-        raise SettingsError(f"{path}: expected UTF-8 text, got something else ({error.reason})") from None
-    except OSError as error:
-        raise SettingsError(f"{path}: cannot be read: {error.strerror}") from None
-    except marked_yaml.YamlError as error:
-        raise SettingsError(str(error)) from None
-    value = {} if document.value is None else document.value
-    if not isinstance(value, dict):
-        raise SettingsError(f"{path}: expected keys and values such as 'port: 8000', got {value!r:.60}")
-    return value, document.lines
-
-
-def _override(value: dict[str, Any], override: str) -> tuple[str, ...]:
-    """Set one dotted key in place; returns the key."""
-    dotted, separator, text = override.partition("=")
-    key = tuple(dotted.strip().split("."))
-    if not separator or not all(key):
-        raise SettingsError(f"override {override!r}: expected key=value, as in limits.media=2")
-    try:
-        new = marked_yaml.parse_scalar(text, f"override {override!r}")
-    except marked_yaml.YamlError as error:
-        raise SettingsError(str(error)) from None
-    section = value
-    for depth, name in enumerate(key[:-1], start=1):
-        inner = section.setdefault(name, {})
-        if inner is None:  # `tls: null` in the file, `tls.key=...` here
-            inner = section[name] = {}
-        if not isinstance(inner, dict):
-            raise SettingsError(f"override {override!r}: {'.'.join(key[:depth])} is a value, not a section")
-        section = inner
-    section[key[-1]] = new
-    return key
+        given.override(override, KIND)
+    return given.validated(Settings)

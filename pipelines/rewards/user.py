@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import copy
-import importlib
 import inspect
 import os
-import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 from typing import Any, cast
 
 import numpy as np
@@ -17,7 +16,7 @@ import numpy as np
 from pipelines.rewards.base import AnyReward, is_reward
 from pipelines.rewards.threads import WorkFailed, in_thread
 from pipelines.types import Prompt, Response, Score
-from pipelines.user_files import NotPython, load_file
+from pipelines.user_files import load_module
 
 Function = Callable[[list[dict[str, Any]], str, dict[str, Any]], Any]
 
@@ -101,20 +100,10 @@ def find(name: str) -> Function:
     takes neither (prompt, response, row) nor nothing: see `builds`.
     """
     module_name, _, function_name = name.rpartition(":")
-    try:
-        module = _load_file(Path(module_name)) if module_name.endswith(".py") else _import(module_name)
-    except RewardNotFound:
-        raise
-    except BaseException as error:  # also SystemExit of a script that was not meant to be imported
-        if isinstance(error, KeyboardInterrupt):
-            raise
-        raise RewardNotFound(
-            f"reward {name!r}: importing it failed: {type(error).__name__}: {error}"
-        ) from error
+    module = _module(name, module_name)
     function = getattr(module, function_name, None)
     if function is None:
-        members = cast("dict[str, Any]", vars(module))
-        functions = [n for n, f in members.items() if inspect.isfunction(f) and not n.startswith("_")]
+        functions = [n for n, f in vars(module).items() if inspect.isfunction(f) and not n.startswith("_")]
         has = f"it has {', '.join(functions)}" if functions else "it has no functions"
         raise RewardNotFound(f"reward {name!r}: {module_name} has no {function_name!r}; {has}")
     if not callable(function):
@@ -147,28 +136,24 @@ def build(name: str, function: Callable[..., Any]) -> AnyReward:
     return reward
 
 
-def _import(name: str) -> Any:
-    if os.getcwd() not in sys.path:
-        sys.path.insert(0, os.getcwd())
-    importlib.invalidate_caches()
+def _module(name: str, place: str) -> ModuleType:
+    file = place.endswith(".py")
+    if file and not Path(place).is_file():
+        raise RewardNotFound(f"reward: {Path(place)}: no such file")
     try:
-        return importlib.import_module(name)
-    except ModuleNotFoundError as error:
-        if error.name is None or not (name == error.name or name.startswith(error.name + ".")):
-            raise  # the module is there, but something that it imports is not
+        return load_module(place, "user")
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # also SystemExit of a script that was not meant to be imported
+        absent = error.name if isinstance(error, ModuleNotFoundError) and not file else None
+        if absent is None or not f"{place}.".startswith(f"{absent}."):  # or only what it imports is absent
+            raise RewardNotFound(
+                f"reward {name!r}: importing it failed: {type(error).__name__}: {error}"
+            ) from error
         raise RewardNotFound(
-            f"reward: there is no module {error.name!r} in {os.getcwd()} or on the Python path; run the "
+            f"reward: there is no module {absent!r} in {os.getcwd()} or on the Python path; run the "
             "command from the folder that holds it, or give path/to/file.py:function"
         ) from None
-
-
-def _load_file(path: Path) -> Any:
-    if not path.is_file():
-        raise RewardNotFound(f"reward: {path}: no such file")
-    try:
-        return load_file(path, f"plumbline_user_{path.stem}")
-    except NotPython as error:
-        raise RewardNotFound(f"reward: {error}") from error
 
 
 def _binds(function: Callable[..., Any], *arguments: Any) -> bool:

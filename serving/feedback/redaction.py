@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import importlib
-import inspect
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, Final
 
 from pipelines.data.served import Event
-from pipelines.settings_errors import SettingsError
-from pipelines.user_files import load_file
+from pipelines.user_files import load_function
 
 Redact = Callable[[str], str]
 
@@ -19,19 +15,7 @@ TEXTS: Final = ("answer", "correction", "comment")
 
 def load_redaction(name: str) -> Redact:
     """The function of a `package.module:function` or `path/to/file.py:function`. Raises SettingsError."""
-    place, _, attribute = name.rpartition(":")
-    try:
-        if place.endswith(".py"):
-            module = load_file(Path(place), f"plumbline_redaction_{Path(place).stem}")
-        else:
-            module = importlib.import_module(place)
-        function = getattr(module, attribute)
-        inspect.signature(function).bind("")
-    except Exception as error:  # a module of the user may fail in any way
-        raise SettingsError(
-            f"feedback.redact: {name!r} is not a function of a text: {type(error).__name__}: {error}"
-        ) from error
-    return function
+    return load_function("feedback.redact", name, "a text", "")
 
 
 def redacted(event: Event, redact: Redact) -> Event:

@@ -21,14 +21,14 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import numpy as np
-from pydantic import Field, ValidationError
+from pydantic import Field
 
-from pipelines import marked_yaml
+from pipelines import settings_files
 from pipelines.evaluation.bootstrap import LEVEL, RESAMPLES, Floats, Interval, interval, ratio, resampled_sums
 from pipelines.evaluation.bootstrap import unpaired as unpaired_message
 from pipelines.evaluation.records import QUESTION_KINDS
 from pipelines.settings import Section
-from pipelines.settings_errors import SettingsError, explain
+from pipelines.settings_errors import SettingsError
 
 Z = 1.959964  # of a two-sided 95% interval
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
@@ -123,16 +123,7 @@ def load_gate(path: Path | None) -> Gate:
     if path is None:
         return Gate()
     try:
-        document = marked_yaml.parse(path.read_text("utf-8-sig"), str(path))
-        value = {} if document.value is None else document.value
-        if not isinstance(value, dict):
-            raise SettingsError(f"{path}: expected sections such as 'against:', got {value!r:.60}")
-        return Gate.model_validate(value)
-    except ValidationError as error:
-        origins = {key: f"{path}:{line}" for key, line in document.lines.items()}
-        raise explain(error, Gate, origins, str(path)) from None
-    except (marked_yaml.YamlError, UnicodeDecodeError) as error:
-        raise SettingsError(str(error)) from None
+        return settings_files.read(path, "sections such as 'against:'").validated(Gate)
     except OSError as error:
         raise SettingsError(f"{path}: the gate cannot be read: {error.strerror}") from None
 

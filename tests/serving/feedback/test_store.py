@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -126,6 +127,16 @@ def test_a_redaction_is_a_function_of_a_file_or_a_module(tmp_path: Path):
     assert FeedbackStore.of(FeedbackSettings(folder=str(tmp_path))) is None  # consent is off by default
 
 
+def test_a_redaction_of_a_package_in_the_current_directory_is_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    (tmp_path / "own_redaction").mkdir()
+    (tmp_path / "own_redaction" / "hooks.py").write_text("def clean(text):\n    return text.upper()\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [entry for entry in sys.path if entry])
+    assert load_redaction("own_redaction.hooks:clean")("a") == "A"
+
+
 def test_what_rows_cannot_hold_is_counted_and_not_kept(store: FeedbackStore):
     remember(store, 1, body={"tools": [{"type": "function"}]})
     remember(store, 2, text="")
@@ -156,7 +167,7 @@ def test_a_failed_write_leaves_no_half_line(
         def fails(handle: int) -> None:
             raise OSError(28, "No space left on device")
 
-        full.setattr("serving.feedback.store.os.fsync", fails)
+        full.setattr("pipelines.durable.os.fsync", fails)
         with pytest.raises(OSError, match="No space"):
             like(store, 2)
     assert segments(tmp_path)[0].read_bytes() == before
