@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import base64
 import contextlib
-import io
 import logging
 import os
 import signal
@@ -19,11 +17,11 @@ from typing import Any
 
 import psutil
 import ray
-from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field
 from ray import serve as ray_serve
 
 from actors.placement import start_on_loopback
+from serving import sample
 from serving.access import keys
 from serving.checkpoint import NotServable
 from serving.feedback import forgetting
@@ -307,13 +305,5 @@ def example_request(server: Server) -> str:
 def _content(model: Served) -> str:
     if not model.servable.sees:
         return '{"type": "text", "text": "hello"}'
-    picture = f'{{"type": "image_url", "image_url": {{"url": "{_sample_picture()}"}}}}'
+    picture = f'{{"type": "image_url", "image_url": {{"url": "{sample.picture()}"}}}}'
     return picture + ', {"type": "text", "text": "describe the image ."}'
-
-
-def _sample_picture() -> str:
-    picture = Image.new("RGB", (64, 64), "black")
-    picture.paste((255, 0, 0), (8, 8, 24, 24))
-    buffer = io.BytesIO()
-    picture.save(buffer, "PNG", optimize=True)
-    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()

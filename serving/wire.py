@@ -17,9 +17,14 @@ SLOTS = ("stable", "canary")
 class Version:
     """A registered checkpoint."""
 
-    id: str  # "v-" and the first 12 hexadecimal digits of `digest`
+    id: str  # `version_id(digest)`
     path: str  # where replicas read it; never shown to clients
     digest: str  # SHA-256 of its manifest
+
+
+def version_id(digest: str) -> str:
+    """The public name of a version, of the SHA-256 of its files."""
+    return f"v-{digest[:12]}"
 
 
 def over(base: str, adapter: str) -> str:
@@ -29,11 +34,12 @@ def over(base: str, adapter: str) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class Answer:
-    """A whole OpenAI object, or one chunk of a stream; all of a request are of one version."""
+    """A whole OpenAI object, or chunks of a stream; all of a request are of one version."""
 
     version: str
     replica: str
     body: dict[str, Any]
+    more: tuple[dict[str, Any], ...] = ()  # chunks that were ready together with the first
 
 
 @dataclass(frozen=True, kw_only=True)

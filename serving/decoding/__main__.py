@@ -14,7 +14,7 @@ from collections.abc import Callable
 from typing import Any
 
 from serving.decoding import damages, films, pictures
-from serving.decoding.framing import Broken, Rejected, pack, unpack
+from serving.decoding.framing import Broken, Rejected, pack, receive, unpack
 
 CLEAN: dict[str, Callable[[bytes, dict[str, Any]], tuple[str, bytes]]] = {
     "image": pictures.clean,
@@ -33,7 +33,7 @@ def main() -> None:
     channel.sendall(pack({"ready": True}, 0))
     while True:
         try:
-            job, data = unpack(lambda size: _read(channel, size), sys.maxsize)
+            job, data = unpack(lambda size: receive(channel, size), sys.maxsize)
         except Broken:
             return  # the gateway is gone
         _arm(limits["decode_s"])
@@ -80,17 +80,6 @@ def _arm(seconds: float) -> None:
     used = resource.getrusage(resource.RUSAGE_SELF)
     cpu = int(used.ru_utime + used.ru_stime + seconds + 2)
     resource.setrlimit(resource.RLIMIT_CPU, (cpu, resource.RLIM_INFINITY))
-
-
-def _read(channel: socket.socket, size: int) -> bytes:
-    data = bytearray(size)
-    view, got = memoryview(data), 0
-    while got < size:
-        count = channel.recv_into(view[got:])
-        if not count:
-            raise Broken
-        got += count
-    return bytes(data)
 
 
 if __name__ == "__main__":

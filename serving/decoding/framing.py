@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 import struct
 from collections.abc import Callable
 from typing import Any
@@ -23,6 +24,19 @@ def pack(head: dict[str, Any], size: int) -> bytes:
     """What goes before `size` bytes of payload."""
     text = json.dumps(head).encode()
     return _SIZES.pack(len(text), size) + text
+
+
+def receive(channel: socket.socket, size: int, before: Callable[[], None] = lambda: None) -> bytes:
+    """Exactly `size` bytes; `before` is called before each part. Raises Broken when the other side ends."""
+    data = bytearray(size)
+    view, got = memoryview(data), 0
+    while got < size:
+        before()
+        count = channel.recv_into(view[got:])
+        if not count:
+            raise Broken("the other side ended")
+        got += count
+    return bytes(data)
 
 
 def unpack(read: Callable[[int], bytes], most: int) -> tuple[dict[str, Any], bytes]:

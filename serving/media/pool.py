@@ -14,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from serving.decoding.framing import Broken, Rejected, pack, unpack
+from serving.decoding.framing import Broken, Rejected, pack, receive, unpack
 from serving.gateway import logs
 from serving.gateway.errors import ApiError
 from serving.limits import Limits
@@ -95,16 +95,9 @@ class Decoder:
         self._channel.sendall(data)
 
     def _read(self, size: int, deadline: float) -> bytes:
-        assert self._channel is not None
-        data = bytearray(size)
-        view, got = memoryview(data), 0
-        while got < size:
-            self._channel.settimeout(max(0.001, deadline - time.monotonic()))
-            count = self._channel.recv_into(view[got:])
-            if not count:
-                raise Broken("the process ended")
-            got += count
-        return bytes(data)
+        channel = self._channel
+        assert channel is not None
+        return receive(channel, size, lambda: channel.settimeout(max(0.001, deadline - time.monotonic())))
 
 
 class MediaPool:

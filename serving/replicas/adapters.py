@@ -21,6 +21,7 @@ from actors.checkpoints import weights_digest
 from pipelines.checkpoint import OUTSIDE_BLOCKS
 from serving.checkpoint import NotServable, Servable
 from serving.replicas.adapter_files import CONFIG, WEIGHTS, BadAdapter, absolute, fetch
+from serving.wire import version_id
 
 TENSOR = re.compile(r"base_model\.model\.(?P<module>.+)\.lora_(?P<factor>[AB])\.weight")
 FLOATS = ("F32", "F16", "BF16")
@@ -58,7 +59,7 @@ class Adapter:
 
     @property
     def id(self) -> str:
-        return f"v-{self.digest[:12]}"
+        return version_id(self.digest)
 
 
 def find_adapters(given: Mapping[str, str], servable: Servable, gpus: int = 0) -> tuple[Adapter, ...]:

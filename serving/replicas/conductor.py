@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
@@ -38,8 +38,8 @@ class Source(Protocol):
         """What the slots are to serve now."""
         ...
 
-    def observe(self, slot: str, sample: dict[str, Any]) -> None:
-        """A live measurement; it may take the canary back."""
+    def observe(self, slot: str, samples: Sequence[dict[str, Any]]) -> None:
+        """Live measurements of a slot, in their order; they may take the canary back."""
         ...
 
     def history(self) -> list[dict[str, Any]]:
@@ -111,11 +111,10 @@ class Conductor:
             for standing in slots.standings(now)
         ]
 
-    async def observe(self, model: str, slot: str, samples: Iterable[dict[str, Any]]) -> None:
+    async def observe(self, model: str, slot: str, samples: Sequence[dict[str, Any]]) -> None:
         """Live measurements of a slot's answers."""
         source = self._sources[self._adapters[model][0] if model in self._adapters else model]
-        for sample in samples:
-            await asyncio.to_thread(source.observe, slot, sample)
+        await asyncio.to_thread(source.observe, slot, samples)
 
     async def history(self) -> list[dict[str, Any]]:
         """Every model's decisions, each with the model's name."""
@@ -160,7 +159,7 @@ class Fixed:
     def plan(self) -> Plan:
         return Plan(stable=self.version)
 
-    def observe(self, slot: str, sample: dict[str, Any]) -> None:
+    def observe(self, slot: str, samples: Sequence[dict[str, Any]]) -> None:
         """There is no canary to take back."""
 
     def history(self) -> list[dict[str, Any]]:

@@ -6,15 +6,13 @@ import hashlib
 from pathlib import Path
 
 from actors.checkpoints import MANIFEST, BadCheckpoint, verify
-from serving.wire import Version
-
-CHUNK = 2**20
+from serving.wire import Version, version_id
 
 
 def version_of(folder: Path) -> Version:
     """The checkpoint in a folder. A model of somebody's own has no manifest: its files are hashed."""
     digest = digest_of(folder)
-    return Version(id=f"v-{digest[:12]}", path=str(folder), digest=digest)
+    return Version(id=version_id(digest), path=str(folder), digest=digest)
 
 
 def require_intact(version: Version) -> None:
@@ -35,13 +33,7 @@ def digest_of(folder: Path) -> str:
         return hashlib.sha256(manifest.read_bytes()).hexdigest()
     whole = hashlib.sha256()
     for file in sorted(path for path in folder.rglob("*") if path.is_file()):
-        whole.update(f"{file.relative_to(folder)}\0{_file_digest(file)}\n".encode())
+        with file.open("rb") as content:
+            one = hashlib.file_digest(content, "sha256").hexdigest()
+        whole.update(f"{file.relative_to(folder)}\0{one}\n".encode())
     return whole.hexdigest()
-
-
-def _file_digest(file: Path) -> str:
-    one = hashlib.sha256()
-    with file.open("rb") as content:
-        while chunk := content.read(CHUNK):
-            one.update(chunk)
-    return one.hexdigest()

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from actors.proof import CacheReading, LoadReport, judge_caches, judge_elements, smallest_floor
+from actors.proof import CacheReading, LoadReport, judge_caches, judge_elements, largest_gap, smallest_floor
 from serving.replicas import adapter_proof
 from serving.replicas.adapters import Adapter
 from serving.replicas.integrity import require_intact
@@ -120,11 +120,11 @@ class PolicyEngine:
         if not all(map(math.isfinite, after)):
             raise Unproved(f"canary: it gives {after}")
         known = self._known.setdefault(version.id, after)
-        gap = max(abs(a - b) for a, b in zip(known, after, strict=True))
+        gap = largest_gap(known, after)
         scale = max(1.0, *(abs(value) for value in known))
         if gap > self._floor * scale:
             raise Unproved(f"canary: {after}, but {known} when the version was loaded before")
-        moved = max(abs(a - b) for a, b in zip(before, after, strict=True))
+        moved = largest_gap(before, after)
         return {"values": list(after), "moved": moved, "distinguishable": moved > self._floor}
 
     async def alive(self) -> None:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import base64
-import io
 from typing import Any, Protocol
 
-from PIL import Image
 from pydantic import TypeAdapter
 from ray.serve.llm.openai_api_models import ChatCompletionRequest, CompletionRequest, EmbeddingRequest
+
+from serving import sample
 
 CANARY = "describe the image ."
 EMBEDDING: TypeAdapter[Any] = TypeAdapter(EmbeddingRequest)  # Serve's is a union of shapes
@@ -61,7 +60,7 @@ class Writing:
         content: list[dict[str, Any]] = [{"type": "text", "text": CANARY}]
         values = [await self._of_prompt(content)]
         if self.sees:
-            picture = {"type": "image_url", "image_url": {"url": _picture()}}
+            picture = {"type": "image_url", "image_url": {"url": sample.picture()}}
             values.append(await self._of_prompt([picture, *content]))
         return tuple(values)
 
@@ -120,11 +119,3 @@ async def _only(answers: Any) -> dict[str, Any]:
     if len(values) != 1 or values[0].get("error"):
         raise Unproved(f"the engine does not answer: {str(values)[:500]}")
     return values[0]
-
-
-def _picture() -> str:
-    picture = Image.new("RGB", (64, 64), "black")
-    picture.paste((255, 0, 0), (8, 8, 24, 24))
-    buffer = io.BytesIO()
-    picture.save(buffer, "PNG")
-    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()

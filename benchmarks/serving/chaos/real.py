@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import base64
-import io
 import logging
 import math
 import random
@@ -20,7 +18,6 @@ from pathlib import Path
 from typing import Any
 
 import ray
-from PIL import Image
 
 from benchmarks.serving.chaos.checks import Spelled
 from benchmarks.serving.chaos.faults import Faults
@@ -28,6 +25,7 @@ from benchmarks.serving.chaos.lane import REPLICAS, Lane, play
 from benchmarks.serving.chaos.load import Load, Request
 from benchmarks.serving.chaos.protocol import damage
 from benchmarks.serving.chaos.watch import Watch, settled
+from benchmarks.serving.questions import describe
 from pipelines.worlds.glyphs import BASE_MODEL, Glyphs
 from serving.app import running
 from serving.registry.registry import Entry, Registry
@@ -102,14 +100,7 @@ def _asker() -> Ask:
 
 
 def _body(pixels: Any) -> dict[str, Any]:
-    buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, "PNG")
-    url = "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
-    content = [
-        {"type": "image_url", "image_url": {"url": url}},
-        {"type": "text", "text": "describe the image ."},
-    ]
-    message = {"role": "user", "content": content}
+    message = {"role": "user", "content": describe(pixels)}
     return {"model": MODEL, "messages": [message], "max_tokens": TOKENS, "temperature": 0}
 
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import base64
-import io
 import itertools
 import json
 import random
@@ -15,9 +13,9 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 import httpx
-from PIL import Image
 
 from benchmarks.serving.overhead.servers import MODEL
+from benchmarks.serving.questions import describe
 from pipelines.worlds.glyphs import Glyphs
 
 Content = Literal["text", "picture"]
@@ -58,7 +56,7 @@ def bodies(content: Content, stream: bool) -> list[bytes]:
     """Greedy chats about held-out scenes: the picture to be described, or its caption to be gone on from."""
     world = Glyphs()
     return [
-        _body(_picture(world, row) if content == "picture" else str(row["answer"]), stream)
+        _body(describe(world.image(row)) if content == "picture" else str(row["answer"]), stream)
         for row in world.rows("heldout", SCENES, 0, "caption")
     ]
 
@@ -67,16 +65,6 @@ def _body(content: object, stream: bool) -> bytes:
     messages = [{"role": "user", "content": content}]
     body = {"model": MODEL, "messages": messages, "max_tokens": MAX_TOKENS, "temperature": 0}
     return json.dumps({**body, "stream": stream}).encode()
-
-
-def _picture(world: Glyphs, row: dict[str, object]) -> list[dict[str, object]]:
-    buffer = io.BytesIO()
-    Image.fromarray(world.image(row)).save(buffer, "PNG")
-    url = "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
-    return [
-        {"type": "image_url", "image_url": {"url": url}},
-        {"type": "text", "text": "describe the image ."},
-    ]
 
 
 class NotWhole(Exception):

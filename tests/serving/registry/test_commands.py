@@ -158,11 +158,11 @@ def test_the_conductor_follows_promotions_and_a_bad_canary_ends(tmp_path: Path, 
     assert plan.canary is not None and (plan.canary.id, plan.weight) == (b, 0.25)
 
     for _ in range(20):
-        source.observe("canary", {"version": a, "status": 500})  # of a version that left the slot
-        source.observe("stable", {"version": a, "status": 200, "tokens": 3, "finish": ["stop"]})
+        source.observe("canary", [{"version": a, "status": 500}])  # of a version that left the slot
+        source.observe("stable", [{"version": a, "status": 200, "tokens": 3, "finish": ["stop"]}])
     assert source.plan().canary is not None
     for _ in range(20):
-        source.observe("canary", {"version": b, "status": 500})
+        source.observe("canary", [{"version": b, "status": 500}])
 
     assert source.plan().canary is None and source.plan().stable.id == a
     assert source.plan().previous is None
@@ -192,16 +192,16 @@ def test_a_second_canary_is_judged_by_its_own_answers(tmp_path: Path, runs: list
     b = registry.register(Path(runs[1])).id
     registry.set_canary(b, 0.25, "try")
     for _ in range(19):
-        source.observe("canary", {"status": 500})
-        source.observe("stable", {"status": 200})
+        source.observe("canary", [{"status": 500}])
+        source.observe("stable", [{"status": 200}])
     registry.set_canary(None, 0, "enough")
     a = registry.promoted()
     assert a is not None
     registry.promote(b, why="next", against=a.id)
     registry.set_canary(a.id, 0.25, "the other way round")
     for _ in range(10):
-        source.observe("canary", {"status": 500})
-        source.observe("stable", {"status": 200})
+        source.observe("canary", [{"status": 500}])
+        source.observe("stable", [{"status": 200}])
 
     assert registry.canary() is not None  # 10 samples of this pair are no evidence yet
 

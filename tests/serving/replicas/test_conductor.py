@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -30,8 +31,8 @@ class Notes:
             raise self.now
         return self.now
 
-    def observe(self, slot: str, sample: dict[str, Any]) -> None:
-        self.seen.append((slot, sample))
+    def observe(self, slot: str, samples: Sequence[dict[str, Any]]) -> None:
+        self.seen += [(slot, sample) for sample in samples]
 
     def history(self) -> list[dict[str, Any]]:
         return [{"seen": len(self.seen)}]
