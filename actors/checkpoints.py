@@ -21,6 +21,7 @@ from typing import Any
 
 from actors import disk
 from actors.disk import DiskFull
+from pipelines import durable
 
 __all__ = ["BadCheckpoint", "Checkpoint", "DiskFull", "StaleAttempt"]
 
@@ -93,13 +94,13 @@ def commit(run_dir: Path, step: int, attempt: int, facts: Mapping[str, Any]) -> 
     _refuse_stale(run_dir, attempt)
     files = {name: _entry(partial / name, sync=True) for name in _files(partial)}
     manifest = {**facts, "format": FORMAT, "attempt": attempt, "step": step, "files": files}
-    _write(partial / MANIFEST, _sealed(manifest))
+    durable.write_file(partial / MANIFEST, _sealed(manifest), 0o644)
     for folder in (partial, *(path for path in partial.rglob("*") if path.is_dir())):
-        sync_folder(folder)
+        durable.sync_folder(folder)
     if final.exists():
         _put_aside(run_dir, step)
     os.rename(partial, final)
-    sync_folder(root(run_dir))
+    durable.sync_folder(root(run_dir))
     _remove(run_dir, _aside(run_dir, step, "replaced"))
     return final
 
@@ -301,22 +302,3 @@ def _entry(file: Path, *, sync: bool) -> dict[str, Any]:
         while chunk := stream.read(1 << 20):
             digest.update(chunk)
         return {"sha256": digest.hexdigest(), "bytes": stream.tell()}
-
-
-def _write(file: Path, content: bytes) -> None:
-    handle = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
-    try:
-        while content:
-            content = content[os.write(handle, content) :]
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-def sync_folder(folder: Path) -> None:
-    """Make renames in a folder survive a loss of power."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

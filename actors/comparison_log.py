@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
+from pipelines import durable
 from pipelines.types import Behaviour, Candidate, Comparison, Group, MediaTable, Preference, Prompt, Score
 
 SHOWN_EVERY = 5  # steps
@@ -41,9 +41,8 @@ def write_comparisons(
     ]
     path = run_dir / "comparisons" / f"step-{step:05d}-rank-{rank}.parquet"
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial")
-    pq.write_table(pa.Table.from_pylist(rows, schema=_schema()), partial)
-    os.replace(partial, path)
+    with durable.swapped(path) as partial:
+        pq.write_table(pa.Table.from_pylist(rows, schema=_schema()), partial)
     return path
 
 

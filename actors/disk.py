@@ -9,6 +9,8 @@ from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from pipelines import durable
+
 FULL = (errno.ENOSPC, errno.EDQUOT)
 # What libraries that write through C++ or Rust say in place of an error number.
 WORDS = (*(f"os error {number}" for number in FULL), *(os.strerror(number) for number in FULL))
@@ -76,10 +78,7 @@ def _refuses(folder: Path) -> bool:
     """Whether the disk takes no further megabyte."""
     probe = folder / f".probe-{os.getpid()}"
     try:
-        with probe.open("wb") as stream:
-            stream.write(bytes(PROBE))
-            stream.flush()
-            os.fsync(stream.fileno())
+        durable.write_file(probe, bytes(PROBE))
     except OSError as error:
         return error.errno in FULL
     finally:

@@ -11,7 +11,6 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import json
-import os
 import time
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -38,6 +37,7 @@ from actors.perturber import Perturber
 from actors.scorer import Scorer
 from actors.step_log import StepResult
 from actors.waves import NO_DEADLINE_S, Waves
+from pipelines import durable
 from pipelines.admission import Admission, admission_of
 from pipelines.data import open_source
 from pipelines.data.base import Source
@@ -354,9 +354,8 @@ class Run:
             if str(stage) not in known:
                 known[str(stage)] = {"start": cursor, "order": await self._survey(stage, cursor)}
                 if file:
-                    partial_file = file.with_suffix(".partial")
-                    partial_file.write_text(json.dumps(known))
-                    os.replace(partial_file, file)
+                    with durable.swapped(file) as unfinished:
+                        unfinished.write_text(json.dumps(known))
             await self.prompts.reorder(known[str(stage)]["order"], known[str(stage)]["start"])
         await self.prompts.seek(cursor)
 

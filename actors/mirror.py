@@ -20,6 +20,7 @@ from typing import Any
 
 from actors import checkpoints, disk
 from actors.checkpoints import MANIFEST, BadCheckpoint, Checkpoint
+from pipelines import durable
 from pipelines.settings_errors import SettingsError
 
 CHUNK = 1 << 22  # bytes
@@ -170,9 +171,8 @@ class Mirroring:
             self.failures, self.error = self.failures + 1, f"{type(failure).__name__}: {failure}"
             logging.getLogger(__name__).warning("checkpoint.mirror: not copied: %s", self.error)
         status = {"step": self.step, "failures": self.failures, "error": self.error or None}
-        partial = self._run_dir / f".{STATUS}.partial"
-        partial.write_text(json.dumps(status))
-        os.replace(partial, self._run_dir / STATUS)
+        with durable.swapped(self._run_dir / STATUS) as partial:
+            partial.write_text(json.dumps(status))
 
 
 def fetch_newer(run_dir: Path, url: str) -> Checkpoint | None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +12,7 @@ from actors.partners import Partners
 from actors.plan import Plan
 from actors.producer import serving
 from actors.remote import reach
+from pipelines import durable
 from pipelines.admission import admission_of
 from pipelines.loop import Parcel, RoleFailed
 from pipelines.rollout import derived_seed
@@ -46,9 +46,8 @@ class Ordering:
                 async with self._desk.stage("survey"):
                     difficulty = await self._survey(stage, order)
                 known[str(stage)] = {"start": cursor, "order": order(difficulty)}
-                unfinished = file.with_suffix(".partial")
-                unfinished.write_text(json.dumps(known))
-                os.replace(unfinished, file)
+                with durable.swapped(file) as partial:
+                    partial.write_text(json.dumps(known))
             block = known[str(stage)]
             await self._prompts.reorder(block["order"], block["start"])
 

@@ -62,7 +62,7 @@ REMAINS = (
     "checkpoints/.step-*.partial",
     "weights/.version-*.partial",
     "order.partial",
-    ".mirror.json.partial",
+    "mirror.partial",
 )
 
 

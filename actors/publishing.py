@@ -14,7 +14,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from actors.checkpoints import sync_folder
+from pipelines import durable
 from pipelines.runs import CONFIG
 from pipelines.settings import Settings
 
@@ -57,12 +57,7 @@ def deliver(registry: Path, checkpoint: Path, run: str, step: int, weight: float
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     facts: dict[str, Any] = {"format": FORMAT, "run": run, "step": step, "weight": weight}
-    with partial.open("w") as stream:
-        json.dump(facts, stream)
-        stream.flush()
-        os.fsync(stream.fileno())
-    os.replace(partial, note)
-    sync_folder(inbox)
+    durable.replace_file(note, json.dumps(facts).encode())
     return note
 
 

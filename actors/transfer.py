@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from actors.checkpoints import sync_folder
+from pipelines import durable
 from pipelines.loop import RoleFailed
 from pipelines.types import WeightVersion
 
@@ -102,7 +102,7 @@ class Folders:
             shutil.rmtree(folder, ignore_errors=True)  # of an attempt that died here
             folder.mkdir(parents=True)
         contiguous = {name: np.ascontiguousarray(array) for name, array in tensors.items()}
-        _write(folder / f"bucket-{self._count:05d}.safetensors", save(contiguous))
+        durable.write_file(folder / f"bucket-{self._count:05d}.safetensors", save(contiguous))
         self._count += 1
 
     def publish(self, version: WeightVersion) -> str:
@@ -111,11 +111,11 @@ class Folders:
         told = {"version": version.number, "attempt": version.attempt, "step": version.step}
         tensors = {name: asdict(digest) for name, digest in version.manifest.items()}
         whole = {**told, "digest": version.digest, "buckets": self._count, "tensors": tensors}
-        _write(partial / MANIFEST, json.dumps(whole, indent=1).encode())
+        durable.write_file(partial / MANIFEST, json.dumps(whole, indent=1).encode())
         if folder.exists():  # of an earlier attempt
             shutil.rmtree(folder)
         os.replace(partial, folder)
-        sync_folder(self._root)
+        durable.sync_folder(self._root)
         self._count = 0
         for older in self._root.glob("version-*"):
             if int(older.name.removeprefix("version-")) <= version.number - KEPT:
@@ -141,10 +141,3 @@ def _read(path: Path) -> dict[str, NDArray[Any]]:
         return load_file(path)
     except SafetensorError as error:  # it does not say which file
         raise ValueError(f"{path}: {error}") from error
-
-
-def _write(path: Path, content: bytes) -> None:
-    with path.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
+
+from pipelines import durable
 
 
 class Journal:
@@ -15,7 +16,8 @@ class Journal:
 
     def __init__(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
-        _remove_torn_end(path)
+        if path.exists():
+            durable.mend(path)
         self._file = path.open("a", encoding="utf-8", buffering=1)
 
     def write(self, event: str, **fields: Any) -> None:
@@ -43,12 +45,3 @@ def read_lines(path: Path) -> Iterator[dict[str, Any]]:
         except json.JSONDecodeError as error:
             if number < len(lines):
                 raise ValueError(f"{path}:{number}: not a JSON object ({error.msg})") from error
-
-
-def _remove_torn_end(path: Path) -> None:
-    """Cut off what a crash left without its newline, or the next record would be glued to it."""
-    if not path.exists():
-        return
-    content = path.read_bytes()
-    if not content.endswith(b"\n"):
-        os.truncate(path, content.rfind(b"\n") + 1)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 import time
 from collections.abc import Sequence
 from functools import cache
@@ -14,6 +13,7 @@ from typing import Any
 from actors.heldout import heldout_rows
 from actors.in_process import Run, train
 from benchmarks.signatures.arms import ARMS
+from pipelines import durable
 from pipelines.data.glyphs import GlyphsSource
 from pipelines.perturbations.base import DamageRequest, damage
 from pipelines.perturbations.diffuse import Diffuse
@@ -67,9 +67,8 @@ def run(arm: str, seed: int) -> dict[str, Any]:
             "train_seconds": round(seconds, 1),
         }
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(measured))
-    os.replace(partial, path)
+    with durable.swapped(path) as partial:
+        partial.write_text(json.dumps(measured))
     return measured
 
 

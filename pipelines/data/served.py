@@ -12,16 +12,15 @@ waits for the next start. Only a client who wants to be forgotten changes them: 
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
-import os
-from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
+from pipelines import durable
 from pipelines.data.base import BadRow, DataError, Inventory
 from pipelines.data.files import FileSource, parse_line
 
@@ -71,19 +70,13 @@ def open_served(folder: Path, **options: Any) -> ServedSource:
         content = "".join(f"{line}\n" for line in lines).encode()
         path = folder / ROWS / f"{hashlib.sha256(content).hexdigest()[:16]}.jsonl"
         if not path.exists():
-            replace_file(path, content)
+            durable.replace_file(path, content)
     return ServedSource(path=path, kind="jsonl", damaged=tuple(log.bad), **options)
 
 
-@contextmanager
-def locked(folder: Path) -> Generator[None]:
-    """One writer at a time, on all machines whose file systems share locks."""
-    handle = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o600)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(handle)  # unlocks
+def locked(folder: Path) -> AbstractContextManager[None]:
+    """One writer at a time."""
+    return durable.locked(folder / LOCK, 0o600)
 
 
 def segments(folder: Path) -> list[Path]:
@@ -215,11 +208,11 @@ def rewrite(folder: Path, keep: Callable[[Event], bool], gone: set[str]) -> None
     """
     for path in segments(folder):
         lines = [line for line, found in _readable(path) if keep(found)]
-        replace_file(path, b"".join(line + b"\n" for line in lines))
+        durable.replace_file(path, b"".join(line + b"\n" for line in lines))
     for path in (folder / ROWS).glob("*.jsonl"):
         rows = path.read_bytes().split(b"\n")[:-1]
         left = [b"" if line and gone & set(json.loads(line)["answers"]) else line for line in rows]
-        replace_file(path, b"".join(line + b"\n" for line in left))
+        durable.replace_file(path, b"".join(line + b"\n" for line in left))
 
 
 def _readable(path: Path) -> Iterator[tuple[bytes, Event]]:
@@ -228,23 +221,3 @@ def _readable(path: Path) -> Iterator[tuple[bytes, Event]]:
             yield line, event(line, path.name)
         except BadRow:
             continue
-
-
-def replace_file(path: Path, content: bytes) -> None:
-    """The file is what it was or what it is to be, whatever happens."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    with partial.open("wb") as stream:
-        stream.write(content)
-        stream.flush()
-        os.fsync(stream.fileno())
-    os.replace(partial, path)
-    sync_folder(path.parent)
-
-
-def sync_folder(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final, cast
@@ -11,6 +10,7 @@ from typing import Any, Final, cast
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
+from pipelines import durable
 from pipelines.lineage import Lineage
 from pipelines.report import format as fmt
 from pipelines.report import microscope, sections
@@ -39,9 +39,8 @@ def render(run_dir: Path) -> Path:
         style=_style(),
     )
     target = run_dir / "report.html"
-    partial = target.with_suffix(".html.partial")
-    partial.write_text(page, encoding="utf-8")
-    os.replace(partial, target)
+    with durable.swapped(target) as partial:
+        partial.write_text(page, encoding="utf-8")
     return target
 
 

@@ -7,15 +7,13 @@ slow password hash, and cheap enough for every request.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
 import hmac
 import json
 import os
 import re
 import secrets
-from collections.abc import Generator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -23,6 +21,7 @@ from urllib.parse import parse_qsl
 
 from pydantic import Field, TypeAdapter, ValidationError
 
+from pipelines import durable
 from pipelines.settings import Section
 from serving.gateway import logs
 from serving.gateway.errors import ApiError
@@ -176,26 +175,16 @@ def _stamp(file: Path) -> tuple[int, ...]:
     return now.st_mtime_ns, now.st_ino, now.st_size, now.st_mode
 
 
-@contextmanager
-def _locked(file: Path) -> Generator[None]:
+def _locked(file: Path) -> AbstractContextManager[None]:
     file.parent.mkdir(parents=True, exist_ok=True)
-    handle = os.open(file.with_name(f".{file.name}.lock"), os.O_RDWR | os.O_CREAT, 0o600)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(handle)  # unlocks
+    return durable.locked(file.with_name(f".{file.name}.lock"), 0o600)
 
 
 def _write(file: Path, known: list[Entry]) -> None:
     partial = file.with_name(f".{file.name}.{os.getpid()}")
     content = json.dumps([one.model_dump(mode="json") for one in known], indent=1).encode()
-    handle = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
     try:
-        with os.fdopen(handle, "wb") as stream:
-            stream.write(content)
-            stream.flush()
-            os.fsync(stream.fileno())
+        durable.write_file(partial, content, 0o600)
         os.replace(partial, file)
     finally:
         with contextlib.suppress(FileNotFoundError):

@@ -11,7 +11,6 @@ import asyncio
 import hashlib
 import json
 import logging
-import os
 import threading
 import time
 from collections import Counter, OrderedDict
@@ -19,6 +18,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Final, Literal
 
+from pipelines import durable
 from pipelines.data import served
 from pipelines.data.served import Event
 from serving.feedback.forgetting import sweep
@@ -189,7 +189,7 @@ class FeedbackStore:
             for name, data in media.items():
                 path = self.folder / served.MEDIA / name
                 if not path.exists():
-                    served.replace_file(path, data)
+                    durable.replace_file(path, data)
                     self._grow(len(data))
             noted = [line for line in map(self._noted, events) if line is not None]
             if noted:
@@ -217,19 +217,11 @@ class FeedbackStore:
     def _append(self, events: list[Event]) -> None:
         content = b"".join(json.dumps(event, ensure_ascii=False).encode() + b"\n" for event in events)
         path = self._segment
-        handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
-        good = os.fstat(handle).st_size
         try:
-            if os.pwrite(handle, content, good) != len(content):
-                raise OSError(f"{path}: no room for {len(content)} bytes")
-            os.fsync(handle)
-            served.sync_folder(path.parent)
+            durable.append(path, content, 0o600)
         except OSError:
-            os.ftruncate(handle, good)
             self._load()  # nothing of it happened
             raise
-        finally:
-            os.close(handle)
         self._seen = self._stamps()
         self._grow(len(content))
         if self._since_rotation >= self._limit / PARTS:
@@ -266,7 +258,7 @@ class FeedbackStore:
         if found.torn:
             self.counts["torn"] += found.torn
             for path in kept:
-                os.truncate(path, path.read_bytes().rfind(b"\n") + 1)
+                durable.mend(path)
         self._known = {e["id"]: (e["client"], served.prompt_key(e)) for e in found.events if "answer" in e}
         self._opinions = {served.key_of(e): _opinion(e) for e in found.events if e["kind"] != "answer"}
         self._segment = kept[-1] if kept else self.folder / served.LOG / f"{1:08d}.jsonl"

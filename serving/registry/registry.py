@@ -24,7 +24,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from actors.checkpoints import BadCheckpoint, DiskFull, sync_folder
+from actors.checkpoints import BadCheckpoint, DiskFull
+from pipelines import durable
 from serving.checkpoint import NotServable, find_servable
 from serving.registry.lineage import lineage_of
 from serving.registry.shelf import VERSIONS, Vanished, locked, shelve, staged
@@ -215,15 +216,7 @@ class Registry:
         """Store what a decision rests on; returns its SHA-256, which is its name."""
         content = json.dumps(value, sort_keys=True).encode()
         digest = hashlib.sha256(content).hexdigest()
-        file = self.folder / EVIDENCE / f"{digest}.json.gz"
-        file.parent.mkdir(parents=True, exist_ok=True)
-        partial = file.with_name(f".{digest}.{os.getpid()}")
-        with partial.open("wb") as stream:
-            stream.write(gzip.compress(content, mtime=0))
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.replace(partial, file)
-        sync_folder(file.parent)
+        durable.replace_file(self.folder / EVIDENCE / f"{digest}.json.gz", gzip.compress(content, mtime=0))
         return digest
 
     def evidence(self, digest: str) -> Any:
@@ -316,18 +309,7 @@ class Registry:
             **facts,
         }
         line = json.dumps(record, ensure_ascii=False, allow_nan=False).encode() + b"\n"
-        good = len(self._content())
-        handle = os.open(self.folder / HISTORY, os.O_RDWR | os.O_CREAT, 0o644)
         try:
-            os.ftruncate(handle, good)  # what a crash cut short
-            try:
-                written = os.pwrite(handle, line, good)
-                if written != len(line):
-                    raise OSError(f"{written} of {len(line)} bytes could be written")
-                os.fsync(handle)
-            except OSError as error:
-                os.ftruncate(handle, good)
-                raise RegistryError(f"{self.folder / HISTORY}: cannot be written: {error}") from error
-        finally:
-            os.close(handle)
-        sync_folder(self.folder)
+            durable.append(self.folder / HISTORY, line, 0o644)
+        except OSError as error:
+            raise RegistryError(f"{self.folder / HISTORY}: cannot be written: {error}") from error

@@ -8,18 +8,20 @@ where the file system can; all else is copied. Every byte is hashed in its new p
 from __future__ import annotations
 
 import fcntl
-import hashlib
 import os
 import secrets
 import shutil
 from collections.abc import Generator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from actors import checkpoints, disk
 from actors.checkpoints import MANIFEST, BadCheckpoint, read_manifest
+from pipelines import durable
+from serving.replicas.integrity import digest_of
+from serving.wire import version_id
 
 VERSIONS = "versions"
 STAGING = ".staging"
@@ -43,20 +45,10 @@ class Staged:
         return version_id(self.digest)
 
 
-def version_id(digest: str) -> str:
-    return f"v-{digest[:12]}"
-
-
-@contextmanager
-def locked(folder: Path) -> Generator[None]:
-    """One writer of the registry at a time, on all machines whose file systems share locks."""
+def locked(folder: Path) -> AbstractContextManager[None]:
+    """One writer of the registry at a time."""
     folder.mkdir(parents=True, exist_ok=True)
-    handle = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(handle)  # unlocks
+    return durable.locked(folder / LOCK, 0o644)
 
 
 @contextmanager
@@ -94,12 +86,8 @@ def shelve(folder: Path, found: Staged) -> Path:
             os.rename(final, folder / STAGING / f"bad-{found.id}-{secrets.token_hex(4)}")
     final.parent.mkdir(exist_ok=True)
     os.rename(found.path, final)
-    checkpoints.sync_folder(final.parent)
+    durable.sync_folder(final.parent)
     return final
-
-
-def digest_of(path: Path) -> str:
-    return hashlib.sha256((path / MANIFEST).read_bytes()).hexdigest()
 
 
 @contextmanager
