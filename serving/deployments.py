@@ -16,7 +16,6 @@ from serving.access.quotas import Quotas
 from serving.feedback import FeedbackStore
 from serving.gateway import logs
 from serving.gateway.gateway import build
-from serving.limits import Limits
 from serving.media import Fetcher, MediaPool, clean, damage
 from serving.models import ReplicaSettings
 from serving.page import mount
@@ -26,7 +25,7 @@ from serving.replicas.engine_settings import chosen
 from serving.selection.judging import Judges, load_rewards
 from serving.selection.selectors import Inference
 from serving.served import Served
-from serving.settings import Settings
+from serving.settings import LoadSettings, Settings
 from serving.wire import Capabilities
 
 IN_FLIGHT = 10_000  # Serve's own bound; the gateway has bounds of its own, which answer with Retry-After
@@ -78,18 +77,18 @@ class Gateway:
 
 def application(models: Sequence[Served], settings: Settings) -> Any:
     """The bound application: the gateway before the replicas of every model. Raises NotServable."""
-    slots = [(model, _slots(model, settings.limits)) for model in models]
+    slots = [(model, _slots(model, settings)) for model in models]
     handles = {name: bound for model, bound in slots for name in model.names}
     capabilities = {name: model.capabilities for model in models for name in model.names}
     return Gateway.bind(settings, handles, capabilities)
 
 
-def _slots(model: Served, limits: Limits) -> dict[str, Any]:
+def _slots(model: Served, settings: Settings) -> dict[str, Any]:
     """Slot -> the bound deployment of its replicas."""
     from serving.replicas.replica import deployment  # loads vLLM, which a gateway's process does without
 
     wanted = model.settings.replicas
-    engine = chosen(model.servable, model.settings.engine, limits)
+    engine = chosen(model.servable, model.settings.engine, settings.limits)
     return {
         slot: deployment(
             model.servable,
@@ -99,15 +98,19 @@ def _slots(model: Served, limits: Limits) -> dict[str, Any]:
             engine=engine,
             adapters=model.adapters,
         )
-        for slot, options in _scales(wanted).items()
+        for slot, options in scales(wanted, settings.load).items()
     }
 
 
-def _scales(wanted: ReplicaSettings) -> dict[str, dict[str, Any]]:
-    """Slot -> Serve's options for how many replicas it has. Without canaries there is no such slot."""
+def scales(wanted: ReplicaSettings, load: LoadSettings) -> dict[str, dict[str, Any]]:
+    """Slot -> Serve's options for how many replicas it has. Without canaries there is no such slot.
+
+    A replica that is not needed any more ends what it has begun, for as long as a request may take.
+    """
     stable: dict[str, Any] = {"num_replicas": wanted.fewest}
     if wanted.most is not None and wanted.most != wanted.fewest:
         bounds = {"min_replicas": wanted.fewest, "max_replicas": wanted.most}
         stable = {"autoscaling_config": bounds | {"target_ongoing_requests": wanted.target_requests}}
     slots = {"stable": stable} | ({"canary": {"num_replicas": wanted.canary}} if wanted.canary else {})
-    return {slot: {"max_ongoing_requests": IN_FLIGHT, **scale} for slot, scale in slots.items()}
+    common = {"max_ongoing_requests": IN_FLIGHT, "graceful_shutdown_timeout_s": load.request_timeout_s}
+    return {slot: {**common, **scale} for slot, scale in slots.items()}

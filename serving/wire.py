@@ -34,12 +34,11 @@ def over(base: str, adapter: str) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class Answer:
-    """A whole OpenAI object, or chunks of a stream; all of a request are of one version."""
+    """A whole OpenAI object, or one chunk of a stream; all of a request are of one version."""
 
     version: str
     replica: str
     body: dict[str, Any]
-    more: tuple[dict[str, Any], ...] = ()  # chunks that were ready together with the first
 
 
 @dataclass(frozen=True, kw_only=True)

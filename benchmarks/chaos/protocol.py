@@ -24,7 +24,7 @@ from benchmarks.chaos.play import Play
 from benchmarks.chaos.played import Played, write
 
 GAP_S = 0.4  # between two faults, on average
-STRIKING_S = 45.0  # of a run; it then has 60 s to end
+STRIKING_S = 90.0  # of a run; it then has 60 s to end
 RUNS_PER_CLUSTER = 8
 VARIANTS = ("plain", "skewed clocks", "bad inputs", "big pictures")
 
@@ -53,7 +53,7 @@ def case_of(variant: str, folder: Path, seed: int) -> Case:
 def main(arguments: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(prog="benchmarks.chaos protocol", description=__doc__)
     parser.add_argument("--kills", type=int, default=1000)
-    parser.add_argument("--faults-per-run", type=int, default=60)
+    parser.add_argument("--faults-per-run", type=int, default=120)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--minutes", type=float, default=44.0)
     parser.add_argument("--out", type=Path, default=Path("build/chaos"))

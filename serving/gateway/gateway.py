@@ -91,7 +91,10 @@ def _add_inference(app: FastAPI, parts: Parts, admission: Admission) -> None:
                 with exchange.quota():
                     await while_connected(receive, _in_turn(admission, exchange.run(send, held)))
 
-        app.add_api_route(path, lambda: Reply(answer), methods=["POST"], response_class=Response)
+        async def reply() -> Reply:  # not a plain function: FastAPI calls those in threads
+            return Reply(answer)
+
+        app.add_api_route(path, reply, methods=["POST"], response_class=Response)
 
     route("/v1/chat/completions", "chat", schema.CHAT)
     route("/v1/completions", "completion", schema.COMPLETION)

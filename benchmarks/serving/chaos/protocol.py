@@ -70,11 +70,12 @@ def run(given: argparse.Namespace) -> dict[str, Any]:
     )
 
     def bound(models: Sequence[Served], settings: Settings) -> Any:
-        from serving.deployments import Gateway
+        from serving.deployments import Gateway, scales
 
         (model,) = models
+        options = scales(settings.replicas, settings.load)["stable"]
         slots = {
-            "stable": stubs(MODEL, "stable", replicas=REPLICAS, load_s=given.load_s, token_s=given.token_s)
+            "stable": stubs(MODEL, "stable", options=options, load_s=given.load_s, token_s=given.token_s)
         }
         return Gateway.bind(settings, {MODEL: slots}, {MODEL: model.capabilities})
 

@@ -85,8 +85,8 @@ class StubServer(Gated):
             self._swapper.require_sound()
 
 
-def stubs(model: str, slot: str, *, replicas: int, load_s: float, token_s: float) -> Any:
-    """The bound deployment of a slot, with the options that real replicas have."""
-    chosen = {"name": f"{model}--{slot}", "num_replicas": replicas, "max_ongoing_requests": 10_000, **HEALTH}
+def stubs(model: str, slot: str, *, options: dict[str, Any], load_s: float, token_s: float) -> Any:
+    """The bound deployment of a slot; `options` are those that real replicas have."""
+    chosen = {"name": f"{model}--{slot}", **HEALTH, **options}
     deployment = ray_serve.deployment(StubServer, **chosen, ray_actor_options={"num_cpus": 0})
     return deployment.bind(model, slot, load_s, token_s)

@@ -16,7 +16,7 @@ from serving.gateway.bounds import bound, cost
 from serving.gateway.errors import ApiError
 from serving.gateway.gateway import plain
 from serving.limits import Limits
-from tests.serving.gateways import backend, client, gateway, post, run
+from tests.serving.gateways import backend, client, gateway, http, post, run
 
 LIKELIHOOD = {"temperature": 0, "max_tokens": 1, "logprobs": 1, "seed": 1234, "echo": True}
 STOPS = [
@@ -81,6 +81,28 @@ def test_a_batch_of_completions_is_answered_in_the_order_of_its_prompts() -> Non
     answer = run(ask)
     assert answer.status_code == 200
     assert [choice["index"] for choice in answer.json()["choices"]] == list(range(64))
+
+
+def test_lm_eval_without_a_key_is_answered_about_a_picture() -> None:
+    """It looks for a tokenizer of the server first, and sends an empty key."""
+
+    async def clean(parts: list[Any], held: Any) -> list[str]:
+        return [part.url for part in parts]
+
+    app = gateway(backend(), clean=clean)
+    url = f"data:image/png;base64,{base64.b64encode(picture(4)).decode()}"
+    content = [
+        {"type": "image_url", "image_url": {"url": url, "detail": "auto"}},
+        {"type": "text", "text": "<image>is there a 3 ?"},
+    ]
+    body = {"model": "stub", "messages": [{"role": "user", "content": content}], **GENERATION}
+
+    async def ask() -> list[int]:
+        async with http(app, authorization="Bearer ") as connection:
+            first = await connection.get("/tokenizer_info")
+            return [first.status_code, (await connection.post("/v1/chat/completions", json=body)).status_code]
+
+    assert run(ask) == [404, 200]
 
 
 def test_a_whole_batch_of_chats_with_pictures_at_once_is_answered() -> None:
