@@ -19,6 +19,7 @@ LOOPBACK = "127.0.0.1"
 ROOT = str(Path(__file__).parents[2])
 STORE_BYTES = 100 * 2**20
 HEAD_S = 8
+STARTS = 3  # of one node
 
 
 class Machines:
@@ -76,6 +77,14 @@ class Machines:
         return sorted(self._cluster.worker_nodes, key=lambda node: node.node_id)
 
     def add(self) -> Any:
+        """One more node. On a busy machine Ray's agents may miss Ray's deadline for their start, which ends
+        the new node; it is started again then."""
+        for _ in range(STARTS - 1):
+            with suppress(Exception):
+                return self._add()
+        return self._add()
+
+    def _add(self) -> Any:
         return self._cluster.add_node(
             num_cpus=self._cpus, node_ip_address=LOOPBACK, object_store_memory=self._store_bytes
         )
