@@ -24,7 +24,7 @@ class Taker:
     """Pulls as a generator does."""
 
     async def take(self, version: WeightVersion, shipment: Any) -> str:
-        return judge_bytes(version, await receive("weight version 0", shipment, 5)).result
+        return judge_bytes(version, await receive("weight version 0", shipment, 60)).result
 
 
 async def published() -> tuple[Any, WeightVersion, Any]:
