@@ -18,7 +18,6 @@ import asyncio
 import contextlib
 import json
 import random
-import socket
 import statistics
 import subprocess
 import sys
@@ -34,6 +33,7 @@ import psutil
 
 from benchmarks.serving import shots
 from benchmarks.serving.judge import Judge, Tally
+from benchmarks.serving.ports import free_port
 from benchmarks.serving.shots import Shot
 from pipelines.worlds.glyphs import BASE_MODEL
 
@@ -102,8 +102,7 @@ class Server:
     """The target in a process of its own: stub replicas, or the embedded model on vLLM."""
 
     def __init__(self, *, real: bool = False) -> None:
-        with socket.create_server(("127.0.0.1", 0)) as probe:
-            self.port = probe.getsockname()[1]
+        self.port = free_port()
         serve = ["pipelines.cli", "serve", str(BASE_MODEL), "--name", shots.MODEL]
         module = serve if real else ["benchmarks.serving.target"]
         self.real = real

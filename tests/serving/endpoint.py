@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import socket
 import subprocess
 import sys
 import threading
@@ -19,6 +18,8 @@ from typing import Any
 
 import openai
 import pytest
+
+from benchmarks.serving.ports import free_port
 
 ROOT = Path(__file__).parents[2]
 PLUMBLINE = (sys.executable, "-m", "pipelines.cli")
@@ -70,9 +71,7 @@ class Endpoint:
 @contextmanager
 def serving(*arguments: str, errors: Path) -> Iterator[Endpoint]:
     """Up until the end of the block; what it writes to stderr goes to the file `errors`."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     with errors.open("w") as stderr:
         process = subprocess.Popen(
             [*PLUMBLINE, "serve", *arguments, "--port", str(port)],

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import socket
 import threading
 import time
 from collections import Counter
@@ -17,6 +16,7 @@ import ray
 from ray import serve
 
 from benchmarks.serving.chaos.stub import stubs, word
+from benchmarks.serving.ports import free_port
 from serving.app import APPLICATION, Server, running
 from serving.registry.registry import Entry, Registry
 from serving.replicas.conductor import NAME, NAMESPACE
@@ -45,9 +45,7 @@ def server(
     """One replica, two at most; the promoted version, and another one."""
     first, second = (registry.register(commit_checkpoint(tmp_path / MODEL, n, float(n))) for n in (1, 2))
     registry.promote(first.id, why="the first version served", against=None)
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     replicas = {"fewest": 1, "most": 2, "target_requests": TARGET}
     settings = Settings.model_validate({"port": port, "registry": str(registry.folder), "replicas": replicas})
     with running(find(None, settings, MODEL), settings, bound=bound) as started:

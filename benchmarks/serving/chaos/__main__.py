@@ -11,11 +11,11 @@ from __future__ import annotations
 
 import argparse
 import shutil
-import socket
 import sys
 from pathlib import Path
 
 from benchmarks.serving.chaos.lane import publish
+from benchmarks.serving.ports import free_port
 
 
 def main() -> int:
@@ -36,8 +36,7 @@ def main() -> int:
     given = parser.parse_args()
     given.out = given.out.absolute()
     shutil.rmtree(given.out, ignore_errors=True)
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        given.port = probe.getsockname()[1]
+    given.port = free_port()
     if given.real:
         from benchmarks.serving.chaos import real as lane
     else:

@@ -6,7 +6,6 @@ import contextlib
 import json
 import os
 import re
-import socket
 import subprocess
 import sys
 import time
@@ -20,6 +19,7 @@ from typing import Any
 import httpx
 import psutil
 
+from benchmarks.serving.ports import free_port
 from serving.checkpoint import find_servable
 from serving.limits import Limits
 from serving.models import EngineSettings
@@ -94,7 +94,7 @@ def both(checkpoint: Path) -> Iterator[tuple[Server, Server]]:
             ("bare", _bare(checkpoint), "/health"),
             ("gateway", _ours(checkpoint), "/ready"),
         ):
-            port = _free_port()
+            port = free_port()
             process = subprocess.Popen(
                 [sys.executable, "-m", *command, "--port", str(port)],
                 env=variables,
@@ -136,11 +136,6 @@ def _flags(arguments: dict[str, Any]) -> list[str]:
         else:
             flags.append(f"{flag}={json.dumps(value) if isinstance(value, dict) else value}")
     return flags
-
-
-def _free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        return probe.getsockname()[1]
 
 
 def _wait(server: Server, path: str) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import socket
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import Any
 import httpx
 import pytest
 
+from benchmarks.serving.ports import free_port
 from pipelines.settings import LoraSettings
 from pipelines.worlds.glyphs import BASE_MODEL
 
@@ -86,9 +86,7 @@ def endpoint(sources: dict[str, str], tmp_path_factory: pytest.TempPathFactory) 
     from serving.served import find
     from serving.settings import Settings
 
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     before = dict(os.environ)
     os.environ["XDG_CACHE_HOME"] = str(tmp_path_factory.mktemp("cache"))
     models = {"tiny": {"target": str(BASE_MODEL), "adapters": sources}}
