@@ -126,18 +126,19 @@ def running(
     with _connected(address, models), _signals_stop():
         try:
             conductor = _conductor(models)
-            ray_serve.start(
-                proxy_location="HeadOnly",
-                http_options=_http_options(settings),
-                logging_config={"log_level": "WARNING"},
-            )
-            application = ray_serve.RunTarget(
-                target=(bound or _application)(models, settings),
-                name=APPLICATION,
-                route_prefix="/",
-                logging_config={"log_level": "WARNING"},
-            )
-            ray_serve.run_many([application], wait_for_applications_running=False)
+            with _quiet():
+                ray_serve.start(
+                    proxy_location="HeadOnly",
+                    http_options=_http_options(settings),
+                    logging_config={"log_level": "WARNING"},
+                )
+                application = ray_serve.RunTarget(
+                    target=(bound or _built)(models, settings),
+                    name=APPLICATION,
+                    route_prefix="/",
+                    logging_config={"log_level": "WARNING"},
+                )
+                ray_serve.run_many([application], wait_for_applications_running=False)
             _wait_until_running()
             yield Server(models=models, settings=settings)
             del conductor  # until here its handle keeps it alive
@@ -179,10 +180,12 @@ def application(args: dict[str, Any]) -> Any:
     return _built(models, settings)
 
 
-def _application(models: Sequence[Served], settings: Settings) -> Any:
-    logging.disable(logging.WARNING)  # notes on import and configuration dumps would bury the address
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Notes on imports and on Serve's own start, and dumps of configurations, would bury the address."""
+    logging.disable(logging.WARNING)
     try:
-        return _built(models, settings)
+        yield
     finally:
         logging.disable(logging.NOTSET)
 
