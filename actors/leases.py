@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -39,11 +39,25 @@ class Entry:
 
     @property
     def tries(self) -> int:
-        """Failed leases that speak against the group. A worker dies once, however often it is met: until
-        its death is noticed, every lease that is sent to it fails with the same words."""
-        against = [fault for fault in self.faults if fault["reason"] not in BLAMELESS]
-        dead = [_dead_actor(fault) for fault in against]
-        return dead.count(None) + len({actor for actor in dead if actor is not None})
+        """Failed leases that speak against the group."""
+        return _distinct(self._against)
+
+    @property
+    def proofs(self) -> int:
+        """Failed leases that prove something against the group: what a worker lived to tell, and deaths of
+        the role that died most often while nothing else was under way. Workers also die by themselves, and
+        where many do, a lone group meets every one of those deaths; but it is not always the same role."""
+        told = [fault for fault in self._against if not _is_death(fault)]
+        alone = [fault for fault in self._against if _is_death(fault) and fault["alone"]]
+        deaths = [
+            _distinct(fault for fault in alone if fault["role"] == role)
+            for role in {fault["role"] for fault in alone}
+        ]
+        return len(told) + max(deaths, default=0)
+
+    @property
+    def _against(self) -> list[dict[str, Any]]:
+        return [fault for fault in self.faults if fault["reason"] not in BLAMELESS]
 
     @property
     def story(self) -> str:
@@ -65,9 +79,8 @@ class Entry:
         self.lease, self.since, self.verdict = lease, since, None
 
     def void(self, fault: Fault, max_tries: int, when: float) -> Verdict:
-        """The lease failed. The last try is made alone: whoever shares a worker with a group that kills it
-        collects faults as well, and must not be convicted with it. Nor does one death prove it then, since
-        workers also die by themselves: it takes `max_tries - 1` deaths with nothing else under way."""
+        """The lease failed. The last try is made alone, and repeated while there is no proof: whoever shares
+        a worker with a group that kills it collects faults as well, and must not be convicted with it."""
         self.faults.append(
             {
                 "role": fault.role,
@@ -81,16 +94,12 @@ class Entry:
             }
         )
         tries = self.tries
-        proved = not _is_death(self.faults[-1]) or self._lone_deaths >= max_tries - 1
-        if not fault.retry or (tries >= max_tries and proved) or len(self.faults) >= PATIENCE * max_tries:
+        proved = tries if max_tries == 1 else self.proofs
+        if not fault.retry or proved >= max_tries or len(self.faults) >= PATIENCE * max_tries:
             self.verdict = "drop"
         else:
             self.verdict = "alone" if 0 < max_tries - 1 <= tries else "again"
         return self.verdict
-
-    @property
-    def _lone_deaths(self) -> int:
-        return sum(_is_death(fault) and fault["alone"] for fault in self.faults)
 
 
 @dataclass
@@ -121,6 +130,13 @@ class Deadlines:
 
 def _is_death(fault: Mapping[str, Any]) -> bool:
     return fault["reason"].endswith("_died")
+
+
+def _distinct(faults: Iterable[Mapping[str, Any]]) -> int:
+    """A worker dies once, however often it is met: until its death is noticed, every lease that is sent to
+    it fails with the same words."""
+    dead = [_dead_actor(fault) for fault in faults]
+    return dead.count(None) + len({actor for actor in dead if actor is not None})
 
 
 def _dead_actor(fault: Mapping[str, Any]) -> str | None:

@@ -40,7 +40,8 @@ class Ledger:
     Args:
         admission: stages, steps and sizes of the whole run, those before a resume included.
         max_drop_share: of the last 100 groups for one reason; above it the run fails and names the reason.
-        max_tries: leases that may fail before a group is dropped as "dead_letter"; the last one is alone.
+        max_tries: leases that may fail before a group is dropped as "dead_letter"; the last one is alone, and
+            repeated where workers die (`actors.leases.Entry.proofs`).
         wait_s: how long `pull` waits without any change once leases are issued.
         start_s: how long it waits for the first lease (evaluation and survey come before it).
         lease_s: a lease without a receipt or a fault for so long is void, and its group is issued again.

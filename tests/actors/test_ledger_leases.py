@@ -58,39 +58,52 @@ def test_the_last_try_is_alone_and_then_the_group_is_dropped(tries: int, verdict
     ("tries", "verdicts"),
     [
         (1, ["drop"]),
-        (2, ["alone", "drop"]),
-        (3, ["again", "alone", "alone", "drop"]),
-        (4, ["again", "again", "alone", "alone", "alone", "drop"]),
+        (2, ["alone", "alone", "drop"]),
+        (3, ["again", "alone", "alone", "alone", "drop"]),
+        (4, ["again", "again", "alone", "alone", "alone", "alone", "drop"]),
     ],
 )
-def test_one_death_while_nothing_else_is_under_way_does_not_convict(tries: int, verdicts: list[str]) -> None:
+def test_deaths_convict_only_when_they_repeat_in_a_lone_group(tries: int, verdicts: list[str]) -> None:
     ledger = make(max_tries=tries)
     assert [fail(ledger, 0) for _ in verdicts] == verdicts
     [letter] = told(ledger, "dead_letter")
     assert [one["alone"] for one in letter["faults"]] == [False, *(v == "alone" for v in verdicts[:-1])]
 
 
-def test_a_fault_of_its_own_after_a_death_convicts_at_once() -> None:
+def test_faults_of_its_own_count_beside_lone_deaths_and_deaths_in_company_do_not() -> None:
     ledger = make(max_tries=3)
     assert [fail(ledger, 0), fail(ledger, 0), fail(ledger, 0)] == ["again", "alone", "alone"]
-    assert fail(ledger, 0, "engine_dead") == "drop"
+    assert [fail(ledger, 0, "engine_dead"), fail(ledger, 0, "engine_dead")] == ["alone", "drop"]
+
+
+def dies(ledger: Ledger, role: str, actor: str) -> str:
+    """Lease a prompt and let this actor die of it."""
+    lease = issue(ledger, 0)
+    detail = f"process 7 on 10.0.0.1 died: killed [actor {actor}]"
+    died = replace(fault(lease, reason=f"{role}_died"), role=role, detail=detail)
+    return now(ledger.fail(died, lease))
 
 
 def test_the_death_of_one_worker_speaks_once_against_a_group() -> None:
-    ledger, verdicts = make(max_tries=3), []
-    for actor in ("a1", "a1", "a1", "b2", "a1", "c3"):
-        lease = issue(ledger, 0)
-        died = fault(lease, reason="perturber_died")
-        died = replace(died, detail=f"process 7 on 10.0.0.1 died: killed [actor {actor}]")
-        verdicts.append(now(ledger.fail(died, lease)))
-    assert verdicts == ["again", "again", "again", "alone", "alone", "drop"]  # the two last deaths were alone
+    ledger = make(max_tries=3)
+    verdicts = [dies(ledger, "perturber", actor) for actor in ("a1", "a1", "b2", "c3", "c3", "d4", "e5")]
+    assert verdicts == ["again", "again", *["alone"] * 4, "drop"]  # c3, d4 and e5 died alone
+
+
+def test_workers_that_die_now_here_and_now_there_do_not_convict_a_lone_group() -> None:
+    ledger = make(max_tries=3)
+    roles = ["generator"] * 3 + ["scorer", "perturber", "scorer", "generator"]  # the first two in company
+    verdicts = [dies(ledger, role, f"a{number}") for number, role in enumerate(roles)]
+    assert verdicts == ["again", *["alone"] * 6]
+    assert dies(ledger, "generator", "a7") == "drop"
 
 
 def test_a_dead_letter_holds_all_that_is_known_of_it() -> None:
     clock = Clock()
     ledger = make(max_tries=3, clock=clock)
     leases = []
-    for reason in ("scorer_died", "generator_left", "timeout", "engine_dead"):
+    reasons = ("engine_dead", "generator_left", "timeout", "engine_dead")
+    for reason in reasons:
         clock.now += 2
         leases.append(now(ledger.issue("p7", 0, 7, len(leases))))
         now(ledger.fail(fault(leases[-1], reason=reason), leases[-1]))
@@ -101,7 +114,7 @@ def test_a_dead_letter_holds_all_that_is_known_of_it() -> None:
         for one in letter["faults"]
     ] == [
         ("scorer", reason, "node a", generator, leases[generator].fence, 2.0 * (generator + 1))
-        for generator, reason in enumerate(("scorer_died", "generator_left", "timeout", "engine_dead"))
+        for generator, reason in enumerate(reasons)
     ]
     [drop] = told(ledger, "drop")
     assert drop["reason"] == "dead_letter" and drop["detail"].count("node a") == 4

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import kubernetes_validate
 import pytest
 import yaml
 from pydantic import ValidationError
@@ -78,6 +79,41 @@ def test_a_wrong_value_is_refused(path: tuple[Any, ...], wrong: Any, manifests: 
 
     with pytest.raises(ValidationError):
         manifests.check(written)
+
+
+def objects(written: Any, name: str) -> list[dict[str, Any]]:
+    """What Kubernetes itself is given: the volume's claim, or a pod of each group."""
+    if name == "shared-volume":
+        return [written]
+    spec = written["spec"]
+    for field in CLUSTERS[name]:
+        spec = spec[field]
+    groups = [spec["headGroupSpec"], *spec["workerGroupSpecs"]]
+    return [{"apiVersion": "v1", "kind": "Pod"} | copy.deepcopy(group["template"]) for group in groups]
+
+
+@pytest.mark.parametrize("version", ["1.28", "1.32", "1.37"])
+@pytest.mark.parametrize("name", FILES)
+def test_kubernetes_own_schemas_take_every_pod_and_the_volume(
+    name: str, version: str, manifests: Any
+) -> None:
+    for each in objects(manifests.written(name), name):
+        assert kubernetes_validate.validate(each, version, strict=True) == version
+
+
+@pytest.mark.parametrize("name", ["raycluster", "shared-volume"])
+def test_kubernetes_own_schemas_refuse_each_misspelt_key(name: str, manifests: Any) -> None:
+    first = objects(manifests.written(name), name)[0]
+    paths = [path for path in keys(first) if path[-1] not in ("apiVersion", "kind")]
+    assert len(paths) >= 6
+    for path in paths:
+        changed = copy.deepcopy(first)
+        section: Any = changed
+        for key in path[:-1]:
+            section = section[key]
+        section[f"{path[-1]}x"] = section.pop(path[-1])
+        with pytest.raises(kubernetes_validate.ValidationError):
+            kubernetes_validate.validate(changed, "1.37", strict=True)
 
 
 def test_the_job_brings_the_cluster_that_also_stands_alone(manifests: Any) -> None:

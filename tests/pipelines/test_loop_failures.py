@@ -40,9 +40,9 @@ def test_who_shares_a_generator_with_a_poisoned_prompt_is_not_convicted_with_it(
 
     counts = run(world, deadly)
     assert counts["dropped"] == {"dead_letter": 1} and counts["trained"] == 16
-    assert len(beside) == 4 and len(beside[0]) >= 3 and beside[2:] == [set(), set()]
+    assert len(beside) == 5 and len(beside[0]) >= 3 and beside[2:] == [set(), set(), set()]
     [letter] = [e for e in asyncio.run(world.ledger.events(0)) if e["event"] == "dead_letter"]
-    assert letter["cursor"] == 2 and len(letter["faults"]) == 4
+    assert letter["cursor"] == 2 and len(letter["faults"]) == 5
 
 
 @pytest.mark.parametrize("seed", range(3))
