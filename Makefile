@@ -26,8 +26,14 @@ $(READY): pyproject.toml $(wildcard deploy/setup/*.py)
 align: setup
 	$(BIN)/plumbline align $(RUN) $(ARGS)
 
+# `make test ARGS=tests/pipelines` runs some of the tests, one after another.
 test: setup
+ifeq ($(strip $(ARGS)),)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m together -n auto --maxprocesses 8 --dist loadfile --durations=20
+	$(BIN)/python -m pytest -m "not together" --durations=20
+else
 	$(BIN)/python -m pytest $(ARGS)
+endif
 
 lint: setup
 	$(BIN)/ruff check .

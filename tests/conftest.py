@@ -23,6 +23,16 @@ settings.register_profile("plumbline", deadline=None, derandomize=True)
 settings.load_profile("plumbline")
 
 ROOT = Path(__file__).parents[1]
+# Tests that run side by side, a file at a time per core. All others start clusters, engines or servers, which
+# want the machine to themselves.
+TOGETHER = (
+    "actors/learner",
+    "actors/recipes",
+    "actors/test_reward_model.py",
+    "benchmarks/test_determinism.py",
+    "pipelines",
+)
+STARTING = {"shared_run", "local_ray"}  # fixtures
 STEPS = 10
 DEADLINE_S = 420
 OVERRIDES = (
@@ -65,6 +75,14 @@ def recipe():
     first = replace(stage, uses=2, order=EasyToHard(samples=2), then=(ResetOptimizer(),))
     return replace(known, stages=(first, replace(stage, replay=0.25)))
 '''
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        path = item.path.relative_to(ROOT / "tests").as_posix()
+        apart = path.startswith("pipelines/launching") or not STARTING.isdisjoint(item.fixturenames)
+        if path.startswith(TOGETHER) and not apart:
+            item.add_marker(pytest.mark.together)
 
 
 @dataclass(frozen=True)

@@ -113,7 +113,7 @@ def test_a_poisoned_prompt_is_dead_lettered_with_its_evidence() -> None:
     counts = run(world, poisoned)
     assert counts["dropped"] == {"dead_letter": 1} and counts["trained"] == 12
     [drop] = [event for event in asyncio.run(world.ledger.events(0)) if event["event"] == "drop"]
-    assert drop["detail"].count("exit code 9") == 4 and drop["cursor"] == 2
+    assert drop["detail"].count("exit code 9") == 5 and drop["cursor"] == 2
 
 
 def test_a_fault_that_cannot_heal_is_dropped_at_once_under_its_own_name() -> None:

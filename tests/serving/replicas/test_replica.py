@@ -67,9 +67,9 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pair]:
     start_on_loopback(num_cpus=4, log_to_driver=False)
     try:
         serve.start(proxy_location="Disabled")
-        handles = [
-            serve.run(
-                deployment(
+        targets = [
+            serve.RunTarget(
+                target=deployment(
                     Servable(path=Path(first.path), name="tiny", media=frozenset({"image"})),
                     slot=slot,
                     version=first,
@@ -79,7 +79,7 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pair]:
             )
             for slot, first in (("stable", old), ("canary", new))
         ]
-        yield Pair(*handles, old=old, new=new)
+        yield Pair(*serve.run_many(targets), old=old, new=new)
         serve.shutdown()
     finally:
         ray.shutdown()

@@ -7,7 +7,7 @@ import base64
 import io
 import os
 import wave
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -122,7 +122,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
         serve.start(proxy_location="Disabled")
         app = build(
             Settings(),
-            Replicas({model.name: _started(model) for model in models}),
+            Replicas(_started(models)),
             clean=partial(clean, limits=Limits(), pool=pool),
             capabilities={model.name: Capabilities(media=model.media) for model in models},
         )
@@ -135,14 +135,22 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
         os.environ.update(before)
 
 
-def _started(model: Servable) -> Any:
+def _started(models: Sequence[Servable]) -> dict[str, Any]:
+    """Handles, by the models' names."""
     from ray import serve
 
     from serving.replicas.integrity import version_of
     from serving.replicas.replica import deployment
 
-    bound = deployment(model, slot="stable", version=version_of(model.path))
-    return serve.run(bound, name=model.name, route_prefix=None)
+    targets = [
+        serve.RunTarget(
+            target=deployment(model, slot="stable", version=version_of(model.path)),
+            name=model.name,
+            route_prefix=None,
+        )
+        for model in models
+    ]
+    return {model.name: handle for model, handle in zip(models, serve.run_many(targets), strict=True)}
 
 
 def film(*colours: tuple[int, int, int]) -> dict[str, Any]:
