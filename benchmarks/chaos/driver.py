@@ -79,6 +79,7 @@ class ChaosLedger(Ledger):
 
     def __init__(self, world: World, attempt: int, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, attempt=attempt, **options)
+        self._world = world
         self._beacon = Beacon(world.run_dir, "ledger", 0, attempt=attempt)
 
     async def snapshot(self, step: int) -> dict[str, Any]:
@@ -87,7 +88,9 @@ class ChaosLedger(Ledger):
 
     async def restore(self, snapshot: Any) -> None:
         with self._beacon.at("restoring"):
+            await asyncio.sleep(self._world.restore_s)
             await super().restore(snapshot)
+            await asyncio.sleep(self._world.restore_s)
 
 
 class ChaosPublisher(Publisher):

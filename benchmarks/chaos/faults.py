@@ -19,7 +19,7 @@ from typing import Literal
 from benchmarks.chaos.beacon import Seen, give_order, living, look, started_at
 
 State = Mapping[str, int]
-Act = Literal["kill", "freeze", "order", "driver", "node", "head", "flip"]
+Act = Literal["kill", "freeze", "order", "driver", "node", "head", "flip", "again"]
 POLL_S = 0.004
 DEATH_S = 5.0
 
@@ -51,7 +51,7 @@ class Fault:
     @property
     def kills(self) -> bool:
         """Whether a process that worked dies of it (a frozen or wedged one is killed by the fleet)."""
-        return self.act in ("kill", "freeze", "driver", "node", "head") or self.order in ("wedge",)
+        return self.act in ("kill", "freeze", "again", "driver", "node", "head") or self.order in ("wedge",)
 
 
 @dataclass(kw_only=True)

@@ -63,6 +63,7 @@ class World:
     backward_s: float = 0.05
     save_s: float = 0.02  # between two files of a checkpoint
     load_s: float = 0.01  # between two buckets of a weight version
+    restore_s: float = 0.05  # before and after the ledger takes a snapshot over
     pull_s: float = 5.0  # deadline of one bucket
     slots: int = 64  # requests that a generator decodes at a time
     collective_s: float = 5.0  # deadline of an all-reduce or a barrier

@@ -11,6 +11,7 @@ import time
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from benchmarks.chaos.faults import (
     POLL_S,
     Fault,
     Strike,
+    anything,
     attempt,
     flip_a_byte,
     proceed,
@@ -35,6 +37,7 @@ from benchmarks.chaos.recount import lines, recount
 from pipelines.journal import read_lines
 
 LIMIT_S = 60.0  # a fault is detected, and a run ends, within this
+SUCCESSION_S = 20.0  # until a successor comes into the state
 PATIENCE_S = 1.0  # for a state to come up, in a mixed schedule
 AHEAD = 4
 MORE = 60  # prompts that a run still gets after the last strike
@@ -230,6 +233,8 @@ class Play:
             return self._strike_head(fault)
         if fault.act == "flip":
             return self._strike_checkpoint(fault, patience_s)
+        if fault.act == "again":
+            return self._strike_successor(fault)
         if patience_s:
             return strike(self.run_dir, fault, self.chance, patience_s)
         return attempt(self.run_dir, fault, self.chance, time.monotonic() + PATIENCE_S)
@@ -295,6 +300,13 @@ class Play:
             return None
         made.fault, made.role, made.state = fault.name, fault.role, {file.name: 1}
         return made
+
+    def _strike_successor(self, fault: Fault) -> Strike | None:
+        """Kill one of the role, whatever it does, and then who takes over, in the state of the fault."""
+        first = replace(fault, met=anything, act="kill")
+        if strike(self.run_dir, first, self.chance, PATIENCE_S) is None:
+            return None
+        return strike(self.run_dir, replace(fault, act="kill"), self.chance, SUCCESSION_S)
 
     # -- time -----------------------------------------------------------------------------------------------
 

@@ -27,6 +27,9 @@ SCRIPTS: dict[str, tuple[str, ...]] = {
         "checkpoint-flipped",
         "nan",
         "ledger-dead",
+        "ledger-restoring",
+        "rank-joining",
+        "rank-loading",
         "disk-full",
     ),
     "driver": (

@@ -27,7 +27,7 @@ def test_a_fault_strikes_its_state_is_noticed_and_recovered_from(
 ) -> None:
     [made] = [made for made in played(script).strikes if made.fault == name]
     fault = FAULTS[name]
-    if fault.act in ("kill", "freeze"):
+    if fault.act in ("kill", "freeze", "again"):
         assert fault.met(made.state), f"{name} met its victim in another state: {made.state}"
     if fault.kills:
         assert made.detected_s is not None and made.detected_s < LIMIT_S
