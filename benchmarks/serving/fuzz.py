@@ -31,9 +31,9 @@ from typing import Any
 import httpx
 import psutil
 
+from benchmarks.ports import free_port
 from benchmarks.serving import shots
 from benchmarks.serving.judge import Judge, Tally
-from benchmarks.serving.ports import free_port
 from benchmarks.serving.shots import Shot
 from pipelines.worlds.glyphs import BASE_MODEL
 

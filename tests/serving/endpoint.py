@@ -19,7 +19,7 @@ from typing import Any
 import openai
 import pytest
 
-from benchmarks.serving.ports import free_port
+from benchmarks.ports import free_port
 
 ROOT = Path(__file__).parents[2]
 PLUMBLINE = (sys.executable, "-m", "pipelines.cli")

@@ -15,8 +15,8 @@ import pytest
 import ray
 from ray import serve
 
+from benchmarks.ports import free_port
 from benchmarks.serving.chaos.stub import stubs, word
-from benchmarks.serving.ports import free_port
 from serving.app import APPLICATION, Server, running
 from serving.registry.registry import Entry, Registry
 from serving.replicas.conductor import NAME, NAMESPACE

@@ -14,8 +14,8 @@ import shutil
 import sys
 from pathlib import Path
 
+from benchmarks.ports import free_port
 from benchmarks.serving.chaos.lane import publish
-from benchmarks.serving.ports import free_port
 
 
 def main() -> int:

@@ -19,7 +19,7 @@ from typing import Any
 import httpx
 import psutil
 
-from benchmarks.serving.ports import free_port
+from benchmarks.ports import free_port
 from serving.checkpoint import find_servable
 from serving.limits import Limits
 from serving.models import EngineSettings

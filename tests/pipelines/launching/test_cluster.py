@@ -9,13 +9,14 @@ from __future__ import annotations
 import json
 import os
 import secrets
-import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+
+from benchmarks.ports import free_port
 
 ROOT = Path(__file__).parents[3]
 DEADLINE_S = 120
@@ -41,12 +42,6 @@ sys.exit(status)
 """
 
 Launch = Callable[..., subprocess.CompletedProcess[str]]
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 @pytest.fixture(scope="module")

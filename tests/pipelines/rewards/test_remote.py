@@ -6,7 +6,6 @@ import asyncio
 import base64
 import io
 import json
-import socket
 import threading
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -16,6 +15,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from benchmarks.ports import free_port
 from pipelines.rewards import judge_group
 from pipelines.rewards.remote import Breaker, Remote
 from pipelines.types import Media, Message, Part, Prompt, Response, Rollout
@@ -162,10 +162,7 @@ def test_a_server_that_hangs_runs_into_the_deadline(server):
 
 
 def test_nobody_listens_and_then_nobody_is_asked():
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    reward = Remote(f"http://127.0.0.1:{port}", backoff_s=0.001, tries=2, failures=3, rest_s=60)
+    reward = Remote(f"http://127.0.0.1:{free_port()}", backoff_s=0.001, tries=2, failures=3, rest_s=60)
     reasons = [scored(reward, "a")[0][1] for _ in range(3)]
     assert reasons[0] is not None and reasons[0].startswith("reward_unreachable: http://127.0.0.1")
     assert reasons[1:] == [f"reward_circuit_open: {reward.url} keeps failing"] * 2

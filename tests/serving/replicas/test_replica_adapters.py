@@ -12,7 +12,7 @@ from typing import Any
 import httpx
 import pytest
 
-from benchmarks.serving.ports import free_port
+from benchmarks.ports import free_port
 from pipelines.settings import LoraSettings
 from pipelines.worlds.glyphs import BASE_MODEL
 

@@ -1,4 +1,4 @@
-"""Ports for servers that are started to be measured."""
+"""Ports for servers that are started to be measured or tested."""
 
 from __future__ import annotations
 
