@@ -29,6 +29,7 @@ from serving.settings import LoadSettings, Settings
 from serving.wire import Capabilities
 
 IN_FLIGHT = 10_000  # Serve's own bound; the gateway has bounds of its own, which answer with Retry-After
+WINDOW_S, MEASURED = 30.0, 3  # of autoscaling: at most so long, with so many measurements
 
 
 @ray_serve.deployment(
@@ -109,8 +110,21 @@ def scales(wanted: ReplicaSettings, load: LoadSettings) -> dict[str, dict[str, A
     """
     stable: dict[str, Any] = {"num_replicas": wanted.fewest}
     if wanted.most is not None and wanted.most != wanted.fewest:
-        bounds = {"min_replicas": wanted.fewest, "max_replicas": wanted.most}
-        stable = {"autoscaling_config": bounds | {"target_ongoing_requests": wanted.target_requests}}
+        stable = {"autoscaling_config": _autoscaling(wanted)}
     slots = {"stable": stable} | ({"canary": {"num_replicas": wanted.canary}} if wanted.canary else {})
     common = {"max_ongoing_requests": IN_FLIGHT, "graceful_shutdown_timeout_s": load.request_timeout_s}
     return {slot: {**common, **scale} for slot, scale in slots.items()}
+
+
+def _autoscaling(wanted: ReplicaSettings) -> dict[str, Any]:
+    """Serve compares the mean of a window, which is no longer than what is to be waited for."""
+    window = min(wanted.more_after_s, WINDOW_S)
+    return {
+        "min_replicas": wanted.fewest,
+        "max_replicas": wanted.most,
+        "target_ongoing_requests": wanted.target_requests,
+        "upscale_delay_s": wanted.more_after_s,
+        "downscale_delay_s": wanted.fewer_after_s,
+        "look_back_period_s": window,
+        "metrics_interval_s": window / MEASURED,
+    }

@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from pipelines.settings import Section
-from serving.limits import Count, Positive
+from serving.limits import Count, Positive, Seconds
 from serving.wire import Task
 
 __all__ = ["Dtype", "EngineSettings", "ModelSettings", "PublicName", "ReplicaSettings", "disagreements"]
@@ -26,6 +26,8 @@ class ReplicaSettings(Section):
     fewest: Positive = 1
     most: Positive | None = None  # null: as many as `fewest`
     target_requests: Positive = 16  # under way per replica, above which one more is started
+    more_after_s: Seconds = 30  # of so many requests
+    fewer_after_s: Seconds = 600  # of so few that one less would do
     canary: Count = 0  # further engines, for a canary; without any there is none
     gpus: Count = 0  # per engine (tensor parallel); 0: CPU
 

@@ -25,7 +25,8 @@ CHAT_TEMPLATE = """\
 {{- '<|im_start|>system\\n' }}
 {%- if messages[0].role == 'system' %}{{- messages[0].content + '\\n' }}{% endif %}
 {{- '<tools>' }}
-{%- for tool in tools %}{{- '\\n' }}{{- tool | tojson }}{% endfor %}
+{%- for tool in tools %}{{- '\\n' }}
+{{- {'name': tool.function.name, 'parameters': tool.function.parameters} | tojson }}{% endfor %}
 {{- '<|im_end|>\\n' }}
 {%- elif messages[0].role == 'system' %}
 {{- '<|im_start|>system\\n' + messages[0].content + '<|im_end|>\\n' }}

@@ -12,6 +12,7 @@ from typing import Protocol
 from serving.wire import Standing, Version
 
 ASK_S = 1.0  # after an answer that took no time, and after one that failed
+CHANGING_S = 0.1  # during a change-over: the next replica waits for word that it has ended
 CALL_S = 10.0  # for one question
 
 Wanted = Callable[[Standing], Awaitable[Version | None]]
@@ -73,7 +74,8 @@ class Follower:
                 if told is not None and idle and (await self._replica.standing()).version != told.id:
                     self._swap = asyncio.create_task(self._replica.swap(told))
                     self._swap.add_done_callback(_heard)
-                await asyncio.sleep(ASK_S)
+                changing = self._swap is not None and not self._swap.done()
+                await asyncio.sleep(CHANGING_S if changing else ASK_S)
         finally:
             if self._swap is not None:
                 self._swap.cancel()

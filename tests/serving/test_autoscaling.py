@@ -1,4 +1,4 @@
-"""Replicas come and go with the load: Ray Serve, gateway and conductor are real, the engine is a stub."""
+"""Replicas come and go with the load: those of a stub, whose answers are as long as wanted, and vLLM."""
 
 from __future__ import annotations
 
@@ -16,7 +16,10 @@ import ray
 from ray import serve
 
 from benchmarks.ports import free_port
+from benchmarks.serving.chaos.real import perturbed
 from benchmarks.serving.chaos.stub import stubs, word
+from benchmarks.serving.questions import describe
+from pipelines.worlds.glyphs import BASE_MODEL, Glyphs
 from serving.app import APPLICATION, Server, running
 from serving.registry.registry import Entry, Registry
 from serving.replicas.conductor import NAME, NAMESPACE
@@ -24,13 +27,14 @@ from serving.served import Served, find
 from serving.settings import Settings
 from serving.wire import Standing
 
-pytestmark = pytest.mark.timeout(300)
+pytestmark = pytest.mark.timeout(600)
 
 MODEL, TOKEN_S = "stub", 0.05
 SHORT, LONG = 8, 300  # tokens; the long ones take 15 seconds
 CLIENTS, TARGET = 10, 4  # clients that ask all the time are too many for one replica
-QUICK = {"upscale_delay_s": 0.5, "downscale_delay_s": 1, "look_back_period_s": 1, "metrics_interval_s": 0.5}
+REPLICAS = {"fewest": 1, "most": 2, "target_requests": TARGET, "more_after_s": 1, "fewer_after_s": 1}
 PATIENCE_S = 60.0
+COLD_START_S = 240.0  # of an engine, on a busy machine
 
 
 @pytest.fixture(scope="module")
@@ -45,19 +49,22 @@ def server(
     """One replica, two at most; the promoted version, and another one."""
     first, second = (registry.register(commit_checkpoint(tmp_path / MODEL, n, float(n))) for n in (1, 2))
     registry.promote(first.id, why="the first version served", against=None)
-    port = free_port()
-    replicas = {"fewest": 1, "most": 2, "target_requests": TARGET}
-    settings = Settings.model_validate({"port": port, "registry": str(registry.folder), "replicas": replicas})
+    settings = scaled(registry)
     with running(find(None, settings, MODEL), settings, bound=bound) as started:
         yield started, first, second
 
 
+def scaled(registry: Registry) -> Settings:
+    return Settings.model_validate(
+        {"port": free_port(), "registry": str(registry.folder), "replicas": REPLICAS}
+    )
+
+
 def bound(models: Sequence[Served], settings: Settings) -> Any:
-    """As of a real server, but for how soon Serve decides."""
+    """As of a real server, but for the engine."""
     from serving.deployments import Gateway, scales
 
     options = scales(settings.replicas, settings.load)["stable"]
-    options["autoscaling_config"] |= QUICK
     slots = {"stable": stubs(MODEL, "stable", options=options, load_s=0.1, token_s=TOKEN_S)}
     return Gateway.bind(settings, {MODEL: slots}, {MODEL: models[0].capabilities})
 
@@ -68,12 +75,13 @@ def standings() -> list[Standing]:
 
 def states() -> Counter[str]:
     """How many replicas Serve has, by its own states."""
-    deployment = serve.status().applications[APPLICATION].deployments[f"{MODEL}--stable"]
+    deployments = serve.status().applications[APPLICATION].deployments
+    [deployment] = [one for name, one in deployments.items() if name.endswith("--stable")]
     return Counter({str(getattr(k, "value", k)): n for k, n in deployment.replica_states.items() if n})
 
 
-def wait_for(what: str, found: Callable[[], bool]) -> None:
-    until = time.monotonic() + PATIENCE_S
+def wait_for(what: str, found: Callable[[], bool], patience_s: float = PATIENCE_S) -> None:
+    until = time.monotonic() + patience_s
     while not found():
         assert time.monotonic() < until, (what, states(), standings())
         time.sleep(0.1)
@@ -127,6 +135,49 @@ def test_a_replica_comes_with_the_promoted_version_and_goes_without_cutting_off_
     wait_for("one replica", lambda: states() == {"RUNNING": 1})
 
 
+def test_a_replica_of_vllm_comes_with_the_promoted_version_and_goes_unnoticed(tmp_path: Path) -> None:
+    registry = Registry(tmp_path / "registry")
+    first = registry.register(Path(BASE_MODEL))
+    promoted = registry.register(perturbed(tmp_path / "second", 0.05, 0))
+    registry.promote(first.id, why="the first version served", against=None)
+    world = Glyphs()
+    [row] = world.rows("heldout", 1, 0, "caption")
+    question: Any = {
+        "model": "glyphs",
+        "messages": [{"role": "user", "content": describe(world.image(row))}],
+        "max_tokens": SHORT,
+    }
+    settings = scaled(registry)
+    over = threading.Event()
+    answers: list[Any] = []
+
+    async def keep_asking(client: openai.AsyncOpenAI, enough: threading.Event) -> None:
+        while not (enough.is_set() or over.is_set()):
+            answers.append(await client.chat.completions.create(**question))
+
+    async def story(started: Server) -> None:
+        busy = threading.Event()
+        async with openai.AsyncOpenAI(base_url=started.url, api_key="none", max_retries=0) as client:
+            lasting = asyncio.create_task(keep_asking(client, over))
+            crowd = [asyncio.create_task(keep_asking(client, busy)) for _ in range(CLIENTS)]
+            await asyncio.to_thread(wait_for, "two replicas", lambda: _serve(promoted.id, 2), COLD_START_S)
+            busy.set()
+            await asyncio.gather(*crowd)
+            await asyncio.to_thread(wait_for, "one replica", lambda: states() == {"RUNNING": 1})
+            over.set()
+            await lasting
+
+    with running(find(None, settings, "glyphs"), settings) as started:
+        registry.promote(promoted.id, why="a test", against=first.id)
+        wait_for("the promotion", lambda: _serve(promoted.id, 1))
+        try:
+            asyncio.run(story(started))
+        finally:
+            over.set()
+    assert {answer.system_fingerprint for answer in answers} == {promoted.id}
+    assert all(answer.choices[0].message.content for answer in answers) and len(answers) > CLIENTS
+
+
 def _until(over: threading.Event) -> Iterator[int]:
     number = 0
     while not over.is_set():
@@ -150,3 +201,18 @@ def test_a_replica_that_goes_has_the_time_that_a_request_may_take() -> None:
         "canary": 77,
     }
     assert found["stable"]["autoscaling_config"]["max_replicas"] == 3
+
+
+def test_serve_is_told_how_long_to_wait_and_never_looks_back_further() -> None:
+    from serving.deployments import scales
+
+    def told(**wanted: float) -> dict[str, Any]:
+        settings = Settings.model_validate({"replicas": {"fewest": 1, "most": 3, **wanted}})
+        return scales(settings.replicas, settings.load)["stable"]["autoscaling_config"]
+
+    usual, quick = told(), told(more_after_s=3, fewer_after_s=9)
+    assert (usual["upscale_delay_s"], usual["downscale_delay_s"]) == (30, 600)
+    assert (usual["look_back_period_s"], usual["metrics_interval_s"]) == (30, 10)
+    assert (quick["upscale_delay_s"], quick["downscale_delay_s"]) == (3, 9)
+    assert (quick["look_back_period_s"], quick["metrics_interval_s"]) == (3, 1)
+    assert told(more_after_s=300)["look_back_period_s"] == 30

@@ -17,6 +17,7 @@ import torch
 import yaml
 from safetensors.torch import load_file, save_file
 
+from tests import byte_model
 from tests.serving.endpoint import PLUMBLINE, ROOT, Endpoint, serving
 
 pytestmark = pytest.mark.timeout(900)  # the first test waits for both engines
@@ -154,18 +155,38 @@ def test_tools_are_called_as_they_are_declared(client: openai.OpenAI, choice: An
 
 @pytest.mark.parametrize("choice", ["required", NAMED], ids=["required", "named"])
 def test_tool_calls_in_a_stream(client: openai.OpenAI, choice: Any) -> None:
-    chunks = list(
-        client.chat.completions.create(**asked(tools=TOOLS, tool_choice=choice, seed=3, stream=True))
-    )
-    names: dict[int, str] = {}
-    arguments: dict[int, str] = {}
-    for call in (c for chunk in chunks for one in chunk.choices for c in one.delta.tool_calls or ()):
-        assert call.function is not None
-        names[call.index] = names.get(call.index, "") + (call.function.name or "")
-        arguments[call.index] = arguments.get(call.index, "") + (call.function.arguments or "")
-    assert names
-    for index, name in names.items():
-        check(name, arguments[index])
+    calls, _ = streamed(client, asked(tools=TOOLS, tool_choice=choice, seed=3))
+    assert calls
+    for name, arguments in calls:
+        check(name, arguments)
+
+
+@pytest.mark.parametrize("choice", [{}, {"tool_choice": "auto"}], ids=["left out", "auto"])
+def test_who_has_learned_to_calls_a_tool_unasked(client: openai.OpenAI, choice: dict[str, str]) -> None:
+    """No grammar here: the tags and the JSON are the model's own."""
+    question = asked(tools=[byte_model.WEATHER], temperature=0, **choice)
+    answer = client.chat.completions.create(**question).choices[0]
+    assert answer.finish_reason == "tool_calls"
+    assert not answer.message.content
+    [call] = answer.message.tool_calls or []
+    assert call.function.name == "get_weather"
+    assert json.loads(call.function.arguments)["city"] in byte_model.CITIES
+    assert streamed(client, question) == ([("get_weather", call.function.arguments)], "")
+    assert streamed(client, asked(temperature=0, **choice))[1].startswith("You said ")  # without tools
+
+
+def streamed(client: openai.OpenAI, question: dict[str, Any]) -> tuple[list[tuple[str, str]], str]:
+    """The calls (name, arguments) and the text that a stream's chunks amount to."""
+    calls: dict[int, tuple[str, str]] = {}
+    text = ""
+    for chunk in client.chat.completions.create(**question, stream=True):
+        for delta in (choice.delta for choice in chunk.choices):
+            text += delta.content or ""
+            for call in delta.tool_calls or ():
+                name, arguments = calls.get(call.index, ("", ""))
+                more = call.function
+                calls[call.index] = name + (more.name or ""), arguments + (more.arguments or "")
+    return list(calls.values()), text
 
 
 def check(name: str, arguments: str) -> None:

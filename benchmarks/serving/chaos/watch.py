@@ -89,13 +89,19 @@ class Watch:
         self._thread.join()
 
     def standings(self) -> tuple[Standing, ...]:
+        """As of the last look."""
         return self.looks[-1].standings if self.looks else ()
 
-    def _look_on(self) -> None:
+    def ask(self) -> tuple[Standing, ...]:
+        """As of now; nothing while the conductor is being restarted."""
         import ray
         from ray.exceptions import RayError
 
+        with suppress(RayError):
+            return tuple(ray.get(self.conductor.standings.remote(), timeout=CALL_S))
+        return ()
+
+    def _look_on(self) -> None:
         while not self._end.wait(LOOK_S):
-            with suppress(RayError):  # it is being restarted
-                found = ray.get(self.conductor.standings.remote(), timeout=CALL_S)
-                self.looks.append(Look(at=time.monotonic(), standings=tuple(found)))
+            if found := self.ask():
+                self.looks.append(Look(at=time.monotonic(), standings=found))

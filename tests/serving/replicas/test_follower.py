@@ -18,6 +18,7 @@ STANDING = Standing(replica="r1", slot="stable", version=A.id, state="serving", 
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(follower, "ASK_S", 0.001)
+    monkeypatch.setattr(follower, "CHANGING_S", 0.001)
 
 
 class Scripted:
@@ -63,6 +64,28 @@ def test_it_changes_over_once_and_keeps_asking_meanwhile() -> None:
         count = len(asked)
         await until(lambda: len(asked) > count + 2)
         assert replica.swaps == [B.id]
+        task.cancel()
+
+    asyncio.run(main())
+
+
+def test_the_end_of_a_change_over_is_told_without_waiting_for_the_next_question(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Other replicas take turns: a second lost by each is a minute lost by sixty."""
+    monkeypatch.setattr(follower, "ASK_S", 3600.0)
+
+    async def main() -> None:
+        replica, asked = Scripted(), list[Standing]()
+
+        async def wanted(standing: Standing) -> Version | None:
+            asked.append(standing)
+            return B if standing.version != B.id else None
+
+        task = asyncio.create_task(Follower(replica, wanted).follow())
+        await until(lambda: any(one.state == "swapping" for one in asked))
+        replica.go.set()
+        await until(lambda: asked[-1].version == B.id)
         task.cancel()
 
     asyncio.run(main())
