@@ -32,6 +32,7 @@ ROLES = {
     "driver": ("driver-killed",),
     "node": ("node-removed",),
 }
+PERIODS_S = (30.0, 10.0)  # between two kills
 MIXED = tuple(name for role, names in ROLES.items() if role not in ("driver", "node") for name in names)
 
 
@@ -39,6 +40,7 @@ def main(arguments: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(prog="benchmarks.chaos recovery", description=__doc__)
     parser.add_argument("--each", type=int, default=10, help="kills of each role")
     parser.add_argument("--seconds", type=float, default=120.0, help="of each goodput run")
+    parser.add_argument("--rounds", type=int, default=3, help="of goodput runs, each with a seed of its own")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--real", type=Path, help="build/chaos/real.json")
     parser.add_argument("--out", type=Path, default=Path("build/chaos"))
@@ -52,19 +54,9 @@ def main(arguments: Sequence[str]) -> int:
             played, machines = recoveries(folder / f"standbys-{standbys}", machines, options, standbys)
             result["light"][f"{standbys} standbys"] = times(played, folder / f"standbys-{standbys}")
             result["problems"] += played.problems
-        clean: float | None = None
-        for period in (None, 30.0, 10.0):
-            name = f"a kill every {period:g} s" if period else "clean"
-            play = Play(light_case(folder / name.replace(" ", "-"), options.seed), machines, options.seed)
-            one = play.every(period or 0.0, options.seconds, MIXED if period else ())
-            machines = play.machines
-            clean = clean or one.goodput
-            result["goodput"][name] = {
-                "groups_per_s": round(one.goodput, 2),
-                "share": round(one.goodput / clean, 3),
-                "kills": one.kills,
-            }
-            result["problems"] += one.problems
+        found, machines = windows(folder, machines, options)
+        result["goodput"] = {name: goodput(each, found["clean"]) for name, each in found.items()}
+        result["problems"] += [each for plays in found.values() for one in plays for each in one.problems]
     finally:
         machines.stop()
     if options.real is not None:
@@ -80,6 +72,28 @@ def recoveries(folder: Path, machines: Machines, options: Any, standbys: int) ->
     play = Play(case, machines, options.seed)
     cycle = [names[turn % len(names)] for turn in range(options.each) for names in ROLES.values()]
     return play.one_by_one(cycle), play.machines
+
+
+def windows(folder: Path, machines: Machines, options: Any) -> tuple[dict[str, list[Played]], Machines]:
+    """What was struck -> a run of each round. Those of a round follow each other, with one seed."""
+    found = defaultdict[str, list[Played]](list)
+    for turn in range(options.rounds):
+        for period in (None, *PERIODS_S):
+            name = f"a kill every {period:g} s" if period else "clean"
+            case = light_case(folder / f"{name.replace(' ', '-')}-{turn}", options.seed + turn)
+            play = Play(case, machines, options.seed + turn)
+            found[name].append(play.every(period or 0.0, options.seconds, MIXED if period else ()))
+            machines = play.machines
+    return found, machines
+
+
+def goodput(found: Sequence[Played], clean: Sequence[Played]) -> dict[str, Any]:
+    """Of each round, and as a share of the clean window of the same round."""
+    return {
+        "groups_per_s": [round(one.goodput, 2) for one in found],
+        "share": [round(one.goodput / other.goodput, 3) for one, other in zip(found, clean, strict=True)],
+        "kills": [one.kills for one in found],
+    }
 
 
 def times(played: Played, folder: Path) -> dict[str, Any]:
@@ -129,7 +143,10 @@ def table(result: dict[str, Any]) -> str:
             lines.append(f"  {role:<22}{shown[0]:<28}{shown[1]}")
     lines.append("[goodput, light workers with emulated service times]")
     for name, row in result["goodput"].items():
+        rates, shares = row["groups_per_s"], row["share"]
         lines.append(
-            f"  {name:<22}{row['groups_per_s']} groups/s, {row['share']:.1%} of clean, {row['kills']} kills"
+            f"  {name:<22}{statistics.median(rates)} groups/s ({min(rates)} to {max(rates)}), "
+            f"{statistics.median(shares):.1%} of clean ({min(shares):.1%} to {max(shares):.1%}), "
+            f"{sum(row['kills'])} kills in {len(rates)} windows"
         )
     return "\n".join([*lines, *(f"VIOLATION {problem}" for problem in result["problems"])])
