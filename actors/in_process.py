@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
-import json
 import time
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -32,12 +31,12 @@ from actors.inline import InlineExecutor, LocalPrompts, ReadRows
 from actors.learner import Learner
 from actors.learner_loop import Loop
 from actors.ledger import Ledger
+from actors.orders import kept
 from actors.partners import Partners
 from actors.perturber import Perturber
 from actors.scorer import Scorer
 from actors.step_log import StepResult
 from actors.waves import NO_DEADLINE_S, Waves
-from pipelines import durable
 from pipelines.admission import Admission, admission_of
 from pipelines.data import open_source
 from pipelines.data.base import Source
@@ -343,20 +342,11 @@ class Run:
             )
 
     async def _order(self, stage: int) -> None:
-        """The stage's prompts in the order of the recipe, which may ask for a survey of them all.
-
-        In a run's folder orders are kept: a resumed run would survey by newer weights and find another one.
-        """
-        order, cursor = self.recipe.stages[stage].order, (await self.ledger.state()).cursor
-        if order.key is not None:
+        """The stage's prompts in the order of the recipe, which may ask for a survey of them all."""
+        cursor = (await self.ledger.state()).cursor
+        if self.recipe.stages[stage].order.key is not None:
             file = self.plan.run_dir / "order.json" if self.plan else None
-            known: dict[str, Any] = json.loads(file.read_text()) if file and file.exists() else {}
-            if str(stage) not in known:
-                known[str(stage)] = {"start": cursor, "order": await self._survey(stage, cursor)}
-                if file:
-                    with durable.swapped(file) as unfinished:
-                        unfinished.write_text(json.dumps(known))
-            await self.prompts.reorder(known[str(stage)]["order"], known[str(stage)]["start"])
+            await self.prompts.reorder(*await kept(file, stage, cursor, partial(self._survey, stage, cursor)))
         await self.prompts.seek(cursor)
 
     async def _survey(self, stage: int, cursor: int) -> list[int]:

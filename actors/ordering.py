@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-import json
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from actors.guards import cancel
+from actors.orders import kept
 from actors.partners import Partners
 from actors.plan import Plan
 from actors.producer import serving
 from actors.remote import reach
-from pipelines import durable
 from pipelines.admission import admission_of
 from pipelines.loop import Parcel, RoleFailed
 from pipelines.rollout import derived_seed
@@ -34,22 +33,16 @@ class Ordering:
         self._timeout_s = 4.0 * plan.settings.rollout.engine.timeout_s
 
     async def enter(self, stage: int, cursor: int) -> None:
-        """Put the stage's prompts, from `cursor` on, in the order of the recipe.
-
-        Orders are kept in `order.json`: a resumed run would survey by newer weights and find another one.
-        """
-        order, file = self._plan.recipe.stages[stage].order, self._plan.run_dir / "order.json"
+        """Put the stage's prompts, from `cursor` on, in the order of the recipe."""
+        order = self._plan.recipe.stages[stage].order
         if order.key is not None:
-            known: dict[str, Any] = json.loads(file.read_text()) if file.exists() else {}
-            if str(stage) not in known:
+
+            async def survey() -> list[int]:
                 await self._prompts.seek(cursor)
                 async with self._desk.stage("survey"):
-                    difficulty = await self._survey(stage, order)
-                known[str(stage)] = {"start": cursor, "order": order(difficulty)}
-                with durable.swapped(file) as partial:
-                    partial.write_text(json.dumps(known))
-            block = known[str(stage)]
-            await self._prompts.reorder(block["order"], block["start"])
+                    return order(await self._survey(stage, order))
+
+            await self._prompts.reorder(*await kept(self._plan.run_dir / "order.json", stage, cursor, survey))
 
     async def _survey(self, stage: int, order: Order) -> list[float]:
         """Difficulty of as many prompts as the stage trains on."""
