@@ -49,11 +49,12 @@ class ServeBackend:
         """Answers of one replica of the slot; closing the generator aborts the request there."""
         slots = self._handles[body["model"]]
         handle = slots.get(slot, slots["stable"])
-        stream = handle.options(stream=True).answer.remote(kind, body, request_id)
+        stream = handle.options(stream=True).answers.remote(kind, body, request_id)
         ended = False
         try:
-            async for item in stream:
-                yield item
+            async for some in stream:
+                for item in some:
+                    yield item
             ended = True
         except (RayError, RayServeException) as error:
             ended = True

@@ -22,14 +22,14 @@ def answer(text: str) -> Answer:
 
 
 class Stream:
-    """Serve's response generator: some items, then maybe an error."""
+    """Serve's response generator: some lists of items, then maybe an error."""
 
-    def __init__(self, items: list[Answer], error: Exception | None = None) -> None:
-        self.items, self.error, self.cancelled = items, error, False
+    def __init__(self, lists: list[list[Answer]], error: Exception | None = None) -> None:
+        self.lists, self.error, self.cancelled = lists, error, False
 
-    async def __aiter__(self) -> AsyncIterator[Answer]:
-        for item in self.items:
-            yield item
+    async def __aiter__(self) -> AsyncIterator[list[Answer]]:
+        for some in self.lists:
+            yield some
         if self.error is not None:
             raise self.error
 
@@ -42,7 +42,7 @@ class Handle:
 
     def __init__(self, stream: Stream) -> None:
         self.stream = stream
-        self.answer = self
+        self.answers = self
 
     def options(self, *, stream: bool) -> Handle:
         assert stream
@@ -91,20 +91,20 @@ async def all_of(backend: ServeBackend, slot: str = "stable") -> list[Answer | R
 
 
 def test_answers_pass_as_they_are_and_nothing_is_cancelled() -> None:
-    stream = Stream([answer("a"), answer("b")])
-    assert asyncio.run(all_of(served(stream)[0])) == [answer("a"), answer("b")]
+    stream = Stream([[answer("a")], [answer("b"), answer("c")]])
+    assert asyncio.run(all_of(served(stream)[0])) == [answer("a"), answer("b"), answer("c")]
     assert not stream.cancelled
 
 
 def test_a_replica_that_dies_is_a_refusal_that_may_be_tried_again() -> None:
-    stream = Stream([answer("a")], RayActorError())
+    stream = Stream([[answer("a")]], RayActorError())
     assert asyncio.run(all_of(served(stream)[0])) == [answer("a"), LOST]
     assert LOST.status == 503 and LOST.retry_after_s
 
 
 def test_whoever_leaves_ends_the_request_in_the_replica() -> None:
     async def main() -> None:
-        stream = Stream([answer("a"), answer("b")])
+        stream = Stream([[answer("a"), answer("b")]])
         items = served(stream)[0].answer("stable", "chat", BODY, "id")
         assert await anext(items) == answer("a")
         await items.aclose()
@@ -114,7 +114,7 @@ def test_whoever_leaves_ends_the_request_in_the_replica() -> None:
 
 
 def test_without_replicas_for_a_canary_the_stable_ones_answer() -> None:
-    stable, canary = Stream([answer("stable")]), Stream([answer("canary")])
+    stable, canary = Stream([[answer("stable")]]), Stream([[answer("canary")]])
     assert asyncio.run(all_of(served(stable)[0], "canary")) == [answer("stable")]
     assert asyncio.run(all_of(served(stable, canary)[0], "canary")) == [answer("canary")]
 

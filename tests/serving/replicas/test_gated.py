@@ -133,6 +133,18 @@ def test_every_item_of_an_answer_names_the_version(versions: tuple[Version, Vers
     run(story())
 
 
+def test_items_that_come_at_once_are_one_list_for_the_gateway(versions: tuple[Version, Version]) -> None:
+    async def story() -> None:
+        replica = Replica(lambda _: None)
+        await replica.start(versions[0])
+        lists = [some async for some in replica.answers("chat", {}, "r")]
+        alone = [item async for item in replica.answer("chat", {}, "r")]
+        assert [item for some in lists for item in some] == alone
+        assert len(lists) < 3
+
+    run(story())
+
+
 def test_a_refusal_of_the_engine_ends_the_answer(versions: tuple[Version, Version]) -> None:
     refusal = Refusal(status=400, code="no", message="no")
 

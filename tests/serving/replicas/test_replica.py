@@ -103,7 +103,8 @@ def asked(text: str = "describe the image .", **more: Any) -> dict[str, Any]:
 
 
 async def answers(handle: Any, body: dict[str, Any], request_id: str = "r") -> list[Any]:
-    return [item async for item in handle.options(stream=True).answer.remote("chat", body, request_id)]
+    lists = handle.options(stream=True).answers.remote("chat", body, request_id)
+    return [item async for some in lists for item in some]
 
 
 def spoken(answer: Any) -> list[tuple[str, float]]:

@@ -97,8 +97,9 @@ class Replicas(StubBackend):
 
     async def answer(self, slot: str, kind: Any, body: dict[str, Any], request_id: str) -> Any:
         handle = self._handles[body["model"]]
-        async for item in handle.options(stream=True).answer.remote(kind, body, request_id):
-            yield item
+        async for some in handle.options(stream=True).answers.remote(kind, body, request_id):
+            for item in some:
+                yield item
 
     async def routing(self, model: str | None) -> Routing | None:
         return Routing(model=str(model), stable="v-tested")
