@@ -11,6 +11,7 @@ from collections.abc import AsyncGenerator, Sequence
 from pathlib import Path
 from typing import Any
 
+from ray.serve.llm import LLMConfig
 from ray.serve.llm.deployment import LLMServer
 from ray.serve.llm.openai_api_models import ChatCompletionRequest, CompletionRequest
 
@@ -46,7 +47,7 @@ class PolicyServer(Gated, LLMServer):
     """One slot's engine. It is ready (its constructor returns) once its version is proved.
 
     Args:
-        llm_config: of `engine_config`; its model source gives way to the version's path.
+        engine: of `engine_config`; its model source gives way to the version's path.
         slot: `stable` or `canary`.
         version: to serve for good; None: the conductor says which, now and later.
         adapters: of the version, served beside it under names of their own.
@@ -54,19 +55,20 @@ class PolicyServer(Gated, LLMServer):
 
     async def __init__(
         self,
-        llm_config: Any,
+        engine: dict[str, Any],
         *,
         slot: str,
         version: Version | None = None,
         adapters: Sequence[Adapter] = (),
     ) -> None:
-        self._introduce(llm_config.model_id, slot)
+        model = engine["model_loading_config"]
+        self._introduce(model["model_id"], slot)
         self._probed = time.monotonic()
         self._adapters = {adapter.name: adapter for adapter in adapters}
         first = await self._first(version)
         fetched = [(one, (await asyncio.to_thread(fetch, one.source, one.digest))[0]) for one in adapters]
-        llm_config.model_loading_config.model_source = first.path
-        await super().__init__(llm_config)
+        source = {**model, "model_source": first.path}
+        await super().__init__(LLMConfig(**{**engine, "model_loading_config": source}))
         client = self.engine._engine_client  # type: ignore[union-attr]  # ray.llm gives no other way to it
         self._policy = PolicyEngine(
             self.engine, model=self._model, started_from=Path(first.path), adapters=fetched
@@ -149,13 +151,15 @@ def deployment(
     a tool parser.
     """
     from ray import serve as ray_serve
-    from ray.serve.llm import LLMConfig
 
-    config = LLMConfig(**engine_config(servable, gpus, {**(engine or {}), **engine_arguments(adapters)}))
-    chosen = PolicyServer.get_deployment_options(config)
+    # Sent as a dict: an LLMConfig remembers which folder it was first asked about, and a replica that starts
+    # later would start vLLM with that one instead of what is promoted then.
+    arguments = engine_config(servable, gpus, {**(engine or {}), **engine_arguments(adapters)})
+    chosen = PolicyServer.get_deployment_options(LLMConfig(**arguments))
+    del chosen["num_replicas"]  # beside `autoscaling_config` Serve refuses it; one is the default
     chosen |= {"name": f"{servable.name}--{slot}", **HEALTH} | (options or {})
     made = ray_serve.deployment(PolicyServer, **chosen)
-    return made.bind(config, slot=slot, version=version, adapters=adapters)
+    return made.bind(arguments, slot=slot, version=version, adapters=adapters)
 
 
 def refusal(status: int, message: str) -> Refusal:
