@@ -264,7 +264,7 @@ class ChatRequest(Sampling):
         if self.top_logprobs is not None and not self.logprobs:
             raise ValueError("top_logprobs: only with logprobs: true")
         names = {tool.function.name for tool in self.tools or ()}
-        if self.tool_choice not in (None, "none", "auto") and not names:
+        if self.tool_choice not in (None, "none") and not names:
             raise ValueError("tool_choice: there are no tools to choose from; add tools")
         if isinstance(self.tool_choice, NamedTool) and self.tool_choice.function.name not in names:
             raise ValueError(

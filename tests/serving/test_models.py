@@ -172,7 +172,14 @@ def test_who_has_learned_to_calls_a_tool_unasked(client: openai.OpenAI, choice: 
     assert call.function.name == "get_weather"
     assert json.loads(call.function.arguments)["city"] in byte_model.CITIES
     assert streamed(client, question) == ([("get_weather", call.function.arguments)], "")
-    assert streamed(client, asked(temperature=0, **choice))[1].startswith("You said ")  # without tools
+
+
+def test_without_tools_it_answers_in_words_and_there_is_nothing_to_choose(client: openai.OpenAI) -> None:
+    for choice in ({}, {"tool_choice": "none"}):
+        calls, text = streamed(client, asked(temperature=0, **choice))
+        assert not calls and text.startswith("You said ")
+    with pytest.raises(openai.BadRequestError, match="tool_choice"):
+        client.chat.completions.create(**asked(tool_choice="auto"))
 
 
 def streamed(client: openai.OpenAI, question: dict[str, Any]) -> tuple[list[tuple[str, str]], str]:

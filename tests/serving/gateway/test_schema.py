@@ -67,10 +67,13 @@ def test_what_was_sent_is_what_the_engine_sees(path: str, body: dict[str, Any]) 
         ),
         ({"top_logprobs": 2}, "top_logprobs: only with logprobs: true", "top_logprobs"),
         ({"stream_options": {}}, "stream_options: only with stream: true", "stream_options"),
-        (
-            {"tool_choice": "required"},
-            "tool_choice: there are no tools to choose from; add tools",
-            "tool_choice",
+        *(
+            (
+                {"tool_choice": choice},
+                "tool_choice: there are no tools to choose from; add tools",
+                "tool_choice",
+            )
+            for choice in ("required", "auto")
         ),
     ],
 )
