@@ -177,6 +177,21 @@ class Faults:
         next one came first."""
         return [self._arrival(number) for number, swap in enumerate(self.swaps) if self._sound(swap)]
 
+    def late(self) -> int:
+        """Promotions that had not reached every replica when the next one came, though none was being
+        replaced."""
+        ends = [*(swap.at for swap in self.swaps[1:]), math.inf]
+        gone = [
+            (kill.at, math.inf if took is None else kill.at + took)
+            for kill, took in zip(self.kills, self.recoveries(), strict=True)
+        ]
+        return sum(
+            self._sound(swap)
+            and self._arrival(number) is None
+            and not any(died < end and swap.at < back for died, back in gone)
+            for number, (swap, end) in enumerate(zip(self.swaps, ends, strict=True))
+        )
+
     def windows(self) -> list[Window]:
         """Of all kills, and of all swaps until they arrived or the next one came. Settles the tenures."""
         ends = [*(swap.at for swap in self.swaps[1:]), math.inf]

@@ -170,7 +170,7 @@ def _result(
 
 
 def _unfinished(faults: Faults) -> list[str]:
-    late = sum(took is None for took in faults.arrivals())
+    late = faults.late()
     gone = sum(took is None for took in faults.recoveries())
     found = [f"{late} promotions did not reach every replica before the next one"] if late else []
     return [*found, f"{gone} kills were never recovered from"] if gone else found
