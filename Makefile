@@ -66,7 +66,7 @@ chaos: setup
 chaos-real: setup
 	$(BIN)/python -m benchmarks.chaos real $(ARGS)
 
-# Recovery times per role, and goodput under kills against a clean run (20 minutes).
+# Recovery times per role, and goodput under kills against a clean run (30 minutes).
 bench-recovery: setup
 	$(BIN)/python -m benchmarks.chaos recovery $(ARGS)
 

@@ -91,6 +91,7 @@ class Kill:
     at: float
     detected_s: float | None = None
     recovered_s: float | None = None  # next trained step
+    serving_s: float | None = None  # of a pool's worker: another one serves in its place
 
 
 @dataclass
@@ -131,6 +132,8 @@ class RealRun:
                 time.sleep(chance.uniform(0.0, 3.0))
 
         found = self.during(kills)
+        for kill in self.kills:
+            kill.serving_s = self._replaced(kill)
         write(self.out / "real.json", self.to_json() | {"count": found})
 
     def during(self, work: Callable[[], None]) -> dict[str, Any]:
@@ -281,6 +284,16 @@ class RealRun:
             time.sleep(0.5)
         return None
 
+    def _replaced(self, kill: Kill) -> float | None:
+        serving = [
+            (event["at"], event["index"])
+            for event in self._events()
+            if event["event"] == "member" and event["state"] == "serving" and event["role"] == kill.role
+        ]
+        before = {index for at, index in serving if at <= kill.at}
+        later = [at for at, index in serving if at > kill.at and index not in before]
+        return round(later[0] - kill.at, 2) if later else None
+
     def _events(self) -> list[dict[str, Any]]:
         with suppress(ValueError):  # in the middle of a line
             return list(read_lines(self.folder / "events.jsonl"))
@@ -320,8 +333,11 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def table(run: RealRun) -> str:
-    head = f"{'role':<12}{'signal':<10}{'noticed s':>10}{'trained again s':>17}"
+    head = f"{'role':<12}{'signal':<10}{'noticed s':>10}{'trained again s':>17}{'replaced s':>12}"
     lines = [head, "-" * len(head)]
-    lines += [f"{k.role:<12}{k.signal:<10}{k.detected_s!s:>10}{k.recovered_s!s:>17}" for k in run.kills]
+    lines += [
+        f"{k.role:<12}{k.signal:<10}{k.detected_s!s:>10}{k.recovered_s!s:>17}{k.serving_s or '-':>12}"
+        for k in run.kills
+    ]
     lines.append(f"{len(run.kills)} kills of real processes, recovery.deadline_s = {run.deadline_s:g}")
     return "\n".join([*lines, *(f"VIOLATION {problem}" for problem in run.problems)])
