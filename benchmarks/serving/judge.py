@@ -67,6 +67,8 @@ class Judge:
             yield f"undocumented status: {status}, documented are {sorted(allowed)}"
         if status >= 500 and status not in UNAVAILABLE:
             yield f"server error: {status}"
+        if '"engine_failed"' in text:  # whatever is asked for, the engine refuses it or answers
+            yield f"engine failure: {status}"
         if shot.expected and status not in shot.expected:
             yield f"wrong status: {status}, expected {shot.expected}"
         if status >= 400:

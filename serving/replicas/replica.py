@@ -15,6 +15,7 @@ from ray.serve.llm import LLMConfig
 from ray.serve.llm.deployment import LLMServer
 from ray.serve.llm.openai_api_models import ChatCompletionRequest, CompletionRequest
 
+from actors.engine_errors import is_of_request
 from serving.checkpoint import Servable
 from serving.replicas.adapter_files import fetch
 from serving.replicas.adapters import Adapter, engine_arguments
@@ -96,12 +97,9 @@ class PolicyServer(Gated, LLMServer):
                     yield value
         except NotText as error:
             yield Refusal(status=400, code="special_token", message=str(error))
-        except (ValueError, TypeError) as error:  # what the engine's own checks raise
-            log.warning("request %s: %s", request_id, type(error).__name__)
-            yield refusal(400, str(error))
         except Exception as error:
-            log.error("request %s: %s", request_id, type(error).__name__)
-            yield BROKEN
+            log.warning("request %s: %s", request_id, type(error).__name__)
+            yield refusal(400, str(error)) if is_of_request(error) else BROKEN
         finally:
             if answers is not None:
                 await answers.aclose()

@@ -41,6 +41,7 @@ def error(message: str) -> str:
         (400, error("replica at 10.0.0.7"), "leak of a address"),
         (400, error("at 0x7f0011223344"), "leak of a address"),
         (400, error("pydantic says no"), "leak of a library"),
+        (503, error("later").replace('"c"', '"engine_failed"'), "engine failure"),
     ],
 )
 def test_the_judge_notices(status: int, text: str, says: str | None) -> None:

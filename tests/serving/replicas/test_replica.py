@@ -183,3 +183,15 @@ def test_typed_placeholders_are_text_and_errors_are_safe(pair: Pair) -> None:
         await pair.changing.check_health.remote()
 
     asyncio.run(story())
+
+
+def test_what_the_engine_cannot_take_is_the_requests_fault(pair: Pair) -> None:
+    """Blamed on the engine it would be tried again, on other replicas, for as long as requests are."""
+
+    async def story() -> None:
+        body = {"model": "tiny", "prompt": "", "max_tokens": 1}
+        lists = pair.fresh.options(stream=True).answers.remote("completion", body, "r")
+        [refused] = [item async for some in lists for item in some]
+        assert (refused.status, refused.code) == (400, "invalid_request")
+
+    asyncio.run(story())
