@@ -32,6 +32,12 @@ PROBE_EVERY_S = 30.0  # a token is generated to see that the engine lives
 SHOWN = 300  # characters of an engine's message
 
 FIELDS = {"completion": "prompt", "embedding": "input"}
+ENDED = "Internal server error"  # vLLM's whole word for a request that it ended, as where a grammar got stuck
+UNREACHABLE = Refusal(
+    status=400,
+    code="format_unreachable",
+    message="the model has no tokens for what response_format or tools ask for; ask without them",
+)
 BROKEN = Refusal(status=503, code="engine_failed", message="the engine failed; try again", retry_after_s=1)
 #: A path, a dotted or CamelCase name of code, an address: none of them belongs into an answer.
 INTERNAL = re.compile(
@@ -85,7 +91,7 @@ class PolicyServer(Gated, LLMServer):
     async def _asked(
         self, kind: Kind, body: dict[str, Any], request_id: str
     ) -> AsyncGenerator[dict[str, Any] | Refusal, None]:
-        answers = None
+        answers, bound = None, _bound(body)
         try:
             plain = self._plain.chat(body) if kind == "chat" else self._plain.written(body, FIELDS[kind])
             if "contrast" in body:
@@ -93,13 +99,13 @@ class PolicyServer(Gated, LLMServer):
             model = body["model"] if body["model"] in self._adapters else self._model
             answers = self._engine_answers(kind, {**plain, "request_id": request_id, "model": model})
             async for item in answers:
-                for value in _values(item):
+                for value in _values(item, bound):
                     yield value
         except NotText as error:
             yield Refusal(status=400, code="special_token", message=str(error))
         except Exception as error:
             log.warning("request %s: %s", request_id, type(error).__name__)
-            yield refusal(400, str(error)) if is_of_request(error) else BROKEN
+            yield refusal(400 if is_of_request(error) else 500, str(error), bound)
         finally:
             if answers is not None:
                 await answers.aclose()
@@ -160,10 +166,13 @@ def deployment(
     return made.bind(arguments, slot=slot, version=version, adapters=adapters)
 
 
-def refusal(status: int, message: str) -> Refusal:
-    """An engine's error in words that are safe to show; what was not recognised is not repeated."""
+def refusal(status: int, message: str, bound: bool = False) -> Refusal:
+    """An engine's error in words that are safe to show; what was not recognised is not repeated.
+
+    `bound`: a grammar held the answer to a format.
+    """
     if status >= 500:
-        return BROKEN
+        return UNREACHABLE if bound and message == ENDED else BROKEN
     if TOO_LONG.search(message):
         return Refusal(
             status=400,
@@ -177,18 +186,23 @@ def refusal(status: int, message: str) -> Refusal:
     return Refusal(status=status, code="invalid_request", message=shown)
 
 
-def _values(item: Any) -> list[dict[str, Any] | Refusal]:
+def _bound(body: dict[str, Any]) -> bool:
+    form = (body.get("response_format") or {}).get("type", "text")
+    return form != "text" or bool(body.get("tools"))
+
+
+def _values(item: Any, bound: bool) -> list[dict[str, Any] | Refusal]:
     """What the engine gave: an object, an error, or a piece of an event stream."""
     if isinstance(item, dict):
         return [item]
     if isinstance(item, str):
         lines = [line.removeprefix("data:").strip() for line in item.splitlines() if line.startswith("data:")]
-        return [_checked(json.loads(line)) for line in lines if line != "[DONE]"]
-    return [_checked(item.model_dump(mode="json", exclude_none=True))]
+        return [_checked(json.loads(line), bound) for line in lines if line != "[DONE]"]
+    return [_checked(item.model_dump(mode="json", exclude_none=True), bound)]
 
 
-def _checked(value: dict[str, Any]) -> dict[str, Any] | Refusal:
+def _checked(value: dict[str, Any], bound: bool) -> dict[str, Any] | Refusal:
     error = value.get("error")
     if not error:
         return value
-    return refusal(int(error.get("code") or 500), str(error.get("message") or ""))
+    return refusal(int(error.get("code") or 500), str(error.get("message") or ""), bound)

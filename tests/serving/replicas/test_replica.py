@@ -195,3 +195,13 @@ def test_what_the_engine_cannot_take_is_the_requests_fault(pair: Pair) -> None:
         assert (refused.status, refused.code) == (400, "invalid_request")
 
     asyncio.run(story())
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_vocabulary_without_json_is_told_from_an_engine_that_fails(pair: Pair, stream: bool) -> None:
+    async def story() -> None:
+        body = asked(response_format={"type": "json_object"}, stream=stream)
+        *_, last = await answers(pair.fresh, body)
+        assert (last.status, last.code) == (400, "format_unreachable")
+
+    asyncio.run(story())
