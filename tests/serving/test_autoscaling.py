@@ -27,18 +27,18 @@ from serving.served import Served, find
 from serving.settings import Settings
 from serving.wire import Standing
 
-pytestmark = pytest.mark.timeout(600)
+pytestmark = pytest.mark.timeout(900)
 
 MODEL, TOKEN_S = "stub", 0.05
 SHORT, LONG = 8, 400  # tokens; the long ones take 20 seconds
 CLIENTS, TARGET = 10, 4  # clients that ask all the time are too many for one replica
 REPLICAS = {"fewest": 1, "most": 2, "target_requests": TARGET, "more_after_s": 1, "fewer_after_s": 5}
-PATIENCE_S = 60.0
+PATIENCE_S = 120.0
 CROWD, PAUSE_S = (
     4,
     0.2,
 )  # clients of vLLM, which leave it some time: an engine that starts needs the cores too
-COLD_START_S = 240.0  # of an engine, on a busy machine
+COLD_START_S = 400.0  # of an engine, on a busy machine
 
 
 @pytest.fixture(scope="module")
