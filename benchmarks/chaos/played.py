@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -39,6 +40,17 @@ class Played:
     def to_json(self) -> dict[str, Any]:
         count = {name: value for name, value in vars(self.count).items() if name != "at"}
         return vars(self) | {"strikes": [vars(s) for s in self.strikes], "count": count, "kills": self.kills}
+
+
+def replaced(events: Iterable[Mapping[str, Any]], role: str, at: float) -> float | None:
+    """Seconds after `at` (wall clock) until somebody serves in the role who had not before."""
+    serving = [
+        (event["at"], event["index"])
+        for event in events
+        if event["event"] == "member" and event["state"] == "serving" and event["role"] == role
+    ]
+    before = {index for when, index in serving if when <= at}
+    return min((when - at for when, index in serving if index not in before), default=None)
 
 
 def write(path: Path, value: Any) -> None:

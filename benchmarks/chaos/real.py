@@ -26,7 +26,7 @@ from benchmarks.chaos.beacon import started_at
 from benchmarks.chaos.counted import count_real
 from benchmarks.chaos.faults import require_death, stopped
 from benchmarks.chaos.machines import LOOPBACK, ROOT, Machines
-from benchmarks.chaos.played import write
+from benchmarks.chaos.played import replaced, write
 from pipelines.journal import read_lines
 
 CLASSES = {
@@ -133,7 +133,8 @@ class RealRun:
 
         found = self.during(kills)
         for kill in self.kills:
-            kill.serving_s = self._replaced(kill)
+            took = replaced(self._events(), kill.role, kill.at)
+            kill.serving_s = None if took is None else round(took, 2)
         write(self.out / "real.json", self.to_json() | {"count": found})
 
     def during(self, work: Callable[[], None]) -> dict[str, Any]:
@@ -283,16 +284,6 @@ class RealRun:
                 return round(found[0] - kill.at, 2)
             time.sleep(0.5)
         return None
-
-    def _replaced(self, kill: Kill) -> float | None:
-        serving = [
-            (event["at"], event["index"])
-            for event in self._events()
-            if event["event"] == "member" and event["state"] == "serving" and event["role"] == kill.role
-        ]
-        before = {index for at, index in serving if at <= kill.at}
-        later = [at for at, index in serving if at > kill.at and index not in before]
-        return round(later[0] - kill.at, 2) if later else None
 
     def _events(self) -> list[dict[str, Any]]:
         with suppress(ValueError):  # in the middle of a line

@@ -18,7 +18,7 @@ from typing import Any
 from benchmarks.chaos.cases import SETTINGS, light_case
 from benchmarks.chaos.machines import Machines
 from benchmarks.chaos.play import Play
-from benchmarks.chaos.played import Played, write
+from benchmarks.chaos.played import Played, replaced, write
 from pipelines.journal import read_lines
 
 ROLES = {
@@ -105,12 +105,8 @@ def times(played: Played, folder: Path) -> dict[str, Any]:
         role = of[made.fault]
         if made.recovered_s is not None:
             trained[role].append(made.recovered_s)
-        serving = [e for e in events if e["event"] == "member" and e["state"] == "serving"]
-        serving = [e for e in serving if e["role"] == made.role]
-        before = {e["index"] for e in serving if e["at"] <= made.wall}
-        serving = [e["at"] - made.wall for e in serving if e["index"] not in before]
-        if serving:
-            whole[role].append(min(serving))
+        if (serving := replaced(events, made.role, made.wall)) is not None:
+            whole[role].append(serving)
     return {
         role: {"trained_again_s": _spread(trained[role]), "serving_again_s": _spread(whole[role])}
         for role in ROLES

@@ -104,8 +104,10 @@ class PolicyServer(Gated, LLMServer):
         except NotText as error:
             yield Refusal(status=400, code="special_token", message=str(error))
         except Exception as error:
-            log.warning("request %s: %s", request_id, type(error).__name__)
-            yield refusal(400 if is_of_request(error) else 500, str(error), bound)
+            refused = refusal(400 if is_of_request(error) else 500, str(error), bound)
+            level = logging.WARNING if refused.status < 500 else logging.ERROR
+            log.log(level, "request %s: %s", request_id, type(error).__name__)
+            yield refused
         finally:
             if answers is not None:
                 await answers.aclose()

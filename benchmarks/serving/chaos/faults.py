@@ -180,30 +180,34 @@ class Faults:
     def late(self) -> int:
         """Promotions that had not reached every replica when the next one came, though none was being
         replaced."""
-        ends = [*(swap.at for swap in self.swaps[1:]), math.inf]
-        gone = [
-            (kill.at, math.inf if took is None else kill.at + took)
-            for kill, took in zip(self.kills, self.recoveries(), strict=True)
-        ]
+        gone = self._replacements()
         return sum(
             self._sound(swap)
             and self._arrival(number) is None
-            and not any(died < end and swap.at < back for died, back in gone)
-            for number, (swap, end) in enumerate(zip(self.swaps, ends, strict=True))
+            and not any(one.began < following and swap.at < one.ended for one in gone)
+            for number, (swap, following) in enumerate(zip(self.swaps, self._followers(), strict=True))
         )
 
     def windows(self) -> list[Window]:
         """Of all kills, and of all swaps until they arrived or the next one came. Settles the tenures."""
-        ends = [*(swap.at for swap in self.swaps[1:]), math.inf]
         found: list[Window] = []
-        for number, (swap, following) in enumerate(zip(self.swaps, ends, strict=True)):
+        for number, (swap, following) in enumerate(zip(self.swaps, self._followers(), strict=True)):
             took = self._arrival(number) if self._sound(swap) else None
             if took is not None:
                 self.tenures.settled(swap.version, swap.at + took)
             found.append(_window("swap", swap.at, following - swap.at if took is None else took))
-        for kill, took in zip(self.kills, self.recoveries(), strict=True):
-            found.append(_window("kill", kill.at, math.inf if took is None else took))
-        return found
+        return [*found, *self._replacements()]
+
+    def _followers(self) -> list[float]:
+        """When the swap after each one came."""
+        return [*(swap.at for swap in self.swaps[1:]), math.inf]
+
+    def _replacements(self) -> list[Window]:
+        """From each kill until there were all replicas again."""
+        return [
+            _window("kill", kill.at, math.inf if took is None else took)
+            for kill, took in zip(self.kills, self.recoveries(), strict=True)
+        ]
 
     def _sound(self, swap: Swap) -> bool:
         return swap.version != self.damaged.id

@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 
 from serving.replicas import follower
-from serving.replicas.follower import Follower, first_version
+from serving.replicas.follower import Follower, Wanted, first_version
 from serving.wire import Standing, Version
 
 A, B, C = (Version(id=f"v-{x * 12}", path=f"/{x}", digest=x * 64) for x in "abc")
@@ -42,6 +42,16 @@ class Scripted:
         return self.now
 
 
+def wants_b(asked: list[Standing]) -> Wanted:
+    """A conductor that wants B, and keeps what it was told."""
+
+    async def wanted(standing: Standing) -> Version | None:
+        asked.append(standing)
+        return B if standing.version != B.id else None
+
+    return wanted
+
+
 async def until(condition: object) -> None:
     async with asyncio.timeout(30):
         while not condition():  # type: ignore[operator]
@@ -51,12 +61,7 @@ async def until(condition: object) -> None:
 def test_it_changes_over_once_and_keeps_asking_meanwhile() -> None:
     async def main() -> None:
         replica, asked = Scripted(), list[Standing]()
-
-        async def wanted(standing: Standing) -> Version | None:
-            asked.append(standing)
-            return B if standing.version != B.id else None
-
-        task = asyncio.create_task(Follower(replica, wanted).follow())
+        task = asyncio.create_task(Follower(replica, wants_b(asked)).follow())
         await until(lambda: sum(one.state == "swapping" for one in asked) > 3)
         assert replica.swaps == [B.id]
         replica.go.set()
@@ -77,15 +82,11 @@ def test_the_end_of_a_change_over_is_told_without_waiting_for_the_next_question(
 
     async def main() -> None:
         replica, asked = Scripted(), list[Standing]()
-
-        async def wanted(standing: Standing) -> Version | None:
-            asked.append(standing)
-            return B if standing.version != B.id else None
-
-        task = asyncio.create_task(Follower(replica, wanted).follow())
+        task = asyncio.create_task(Follower(replica, wants_b(asked)).follow())
         await until(lambda: any(one.state == "swapping" for one in asked))
         replica.go.set()
         await until(lambda: asked[-1].version == B.id)
+        assert (asked[-1].state, replica.swaps) == ("serving", [B.id])
         task.cancel()
 
     asyncio.run(main())

@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from benchmarks.serving.chaos.real import perturbed
 from pipelines.worlds.glyphs import BASE_MODEL
 from serving.checkpoint import Servable
 from serving.wire import Version
@@ -38,19 +39,6 @@ def version(path: Path) -> Version:
     return Version(id=f"v-{digest[:12]}", path=str(path), digest=digest)
 
 
-def perturbed(folder: Path) -> Path:
-    """The committed model with every weight moved a little; a tied head is in one of them."""
-    import torch
-    from safetensors.torch import load_file, save_file
-
-    shutil.copytree(BASE_MODEL, folder)
-    generator = torch.Generator().manual_seed(0)
-    tensors = load_file(folder / "model.safetensors")
-    moved = {n: t + 0.02 * torch.randn(t.shape, generator=generator) for n, t in tensors.items()}
-    save_file(moved, folder / "model.safetensors", metadata={"format": "pt"})
-    return folder
-
-
 @pytest.fixture(scope="module")
 def pair(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pair]:
     import ray
@@ -63,7 +51,7 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pair]:
     before = dict(os.environ)
     os.environ.update(environment())
     old = version(Path(BASE_MODEL))
-    new = version(perturbed(tmp_path_factory.mktemp("versions") / "new"))
+    new = version(perturbed(tmp_path_factory.mktemp("versions") / "new", 0.02, 0))
     start_on_loopback(num_cpus=4, log_to_driver=False)
     try:
         serve.start(proxy_location="Disabled")
