@@ -10,8 +10,8 @@
    pulls the same version from the object store, which holds it anyway for those that join later.
 5. Bytes count only when their SHA-256 is the manifest's; the proof is the same as after any other transfer.
 
-vLLM 0.32 has a weight transfer of its own (`vllm.distributed.weight_transfer`); it is not used, since its
-communicator has neither deadline nor abort, and its world is fixed when the engine starts.
+Received tensors enter the engine by vLLM's own weight transfer (`actors/engine_extension.py`). Its transports
+are not used: their communicator has neither deadline nor abort, and their world is fixed at the start.
 """
 
 from __future__ import annotations

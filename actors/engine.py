@@ -19,6 +19,7 @@ from typing import Any, TypeVar
 
 from actors.adapter_format import room_for
 from actors.processing import Processing
+from actors.transfer import WEIGHT_TRANSFER
 from pipelines.settings import EngineSettings, LoraSettings
 
 T = TypeVar("T")
@@ -26,7 +27,7 @@ Work = Callable[[], None] | None  # None ends the thread
 INTERRUPTIBLE = "interruptible"
 ABORTED = "abort"  # why a completion ended that was interrupted
 
-EXTENSION = "actors.engine_extension.Witness"
+EXTENSION = "actors.engine_extension.Extension"
 CPU_BATCHED_TOKENS = 4096  # prompt tokens of one step; prompts are taken whole
 
 
@@ -269,6 +270,7 @@ def build_engine(model_path: str, settings: EngineSettings, lora: LoraSettings |
         "generation_config": "vllm",  # nothing of a checkpoint's decoding defaults leaks into the policy
         "disable_log_stats": True,
         "worker_extension_cls": EXTENSION,
+        "weight_transfer_config": {"backend": WEIGHT_TRANSFER},
         "mm_processor_cache_gb": 1.0,
     }
     processing = Processing(model_path)

@@ -29,7 +29,7 @@ NAMED = 8  # names listed in a message
 
 @dataclass(frozen=True, kw_only=True)
 class LoadReport:
-    """What the engine's worker saw while weights entered. Filled by `actors.engine_extension`."""
+    """What the engine's worker saw while weights entered. Filled by `actors.witness`."""
 
     elements: int  # of all parameters (full weights) or of the adapter
     written: int

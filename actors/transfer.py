@@ -26,6 +26,7 @@ from pipelines.loop import RoleFailed
 from pipelines.types import WeightVersion
 
 Arrays = Mapping[str, NDArray[Any]]
+WEIGHT_TRANSFER = "plumbline"  # what vLLM knows `actors.engine_extension.FromMemory` by
 KEPT = 2  # versions that are held: what a taker reads may be followed by one more before it is gone
 MANIFEST = "manifest.json"
 

@@ -7,6 +7,7 @@ from typing import Any, get_args
 
 from actors.placement import PROCESS_ENVIRONMENT
 from actors.tool_parsers import tool_parsers
+from actors.transfer import WEIGHT_TRANSFER
 from pipelines.types import MediaKind
 from serving.checkpoint import NotServable, Servable
 from serving.limits import Limits
@@ -35,6 +36,7 @@ def engine_config(servable: Servable, gpus: int, engine: dict[str, Any] | None =
         "allowed_media_domains": NO_REMOTE_MEDIA,
         "max_model_len": -1,
         "worker_extension_cls": EXTENSION,
+        "weight_transfer_config": {"backend": WEIGHT_TRANSFER},
         "enable_prompt_tokens_details": True,
         "max_logprobs": -1,  # the gateway bounds clients; `serving.replicas.contrast` may need many
         "trust_request_chat_template": False,

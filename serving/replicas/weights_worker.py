@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from actors.adoption import with_tied_head
-from actors.engine_extension import Witness
+from actors.engine_extension import Extension
 from actors.proof import LoadReport
 
 
-class FromDisk(Witness):
+class FromDisk(Extension):
     """vLLM takes it by name (`worker_extension_cls`)."""
 
     def plumbline_load_folder(self, folder: str) -> dict[str, Any]:

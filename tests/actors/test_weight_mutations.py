@@ -55,7 +55,7 @@ def reset_with(faults: Faults, engine: Any) -> None:
 @contextmanager
 def breaking(faults: Faults) -> Iterator[None]:
     """While it lasts, vLLM's input of a full load ends with an exception where `faults` says."""
-    from actors.engine_extension import Recorder
+    from actors.witness import Recorder
 
     whole = Recorder.items
 

@@ -1,7 +1,8 @@
 """The parts of KubeRay's `ray.io/v1` and of Kubernetes' core API that the manifests use, as strict models.
 
-Names and types are those of KubeRay's API reference (1.6, 1.7) and of Kubernetes 1.28 and newer. A key that
-is not here is refused: add it with the reference at hand.
+Names, types and choices are those of the Go types that KubeRay's CRDs are generated from
+(`ray-operator/apis/ray/v1`, read) and of Kubernetes 1.28 and newer. A key that is not here is refused: add it
+with those types at hand.
 """
 
 from __future__ import annotations

@@ -6,8 +6,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from actors.engine_extension import Recorder, Write, covered, report
 from actors.proof import LoadReport
+from actors.witness import Recorder, Write, covered, report
 
 
 def region(view: torch.Tensor) -> Write:
