@@ -21,11 +21,10 @@ from pydantic import BaseModel, ConfigDict, Field
 from ray import serve as ray_serve
 
 from actors.placement import start_on_loopback
-from serving import sample
+from serving import front, sample
 from serving.access import keys
 from serving.checkpoint import NotServable
 from serving.feedback import forgetting
-from serving.front import VARIABLE
 from serving.registry import commands
 from serving.registry.registry import RegistryError
 from serving.replicas.conductor import NAME, NAMESPACE, Conductor
@@ -200,7 +199,7 @@ def _built(models: Sequence[Served], settings: Settings) -> Any:
 def _connected(address: str | None, models: Sequence[Served]) -> Iterator[None]:
     """A driver's connection to the given cluster, or a local Ray that ends with the block."""
     before = _descendants()
-    os.environ.update(environment() | VARIABLE)
+    os.environ.update(environment() | front.environment())
     if address is None:
         # Logical CPUs only say how many actors fit; all of them share the real ones.
         engines = sum(model.settings.replicas.cpus for model in models)

@@ -1,17 +1,27 @@
-"""What Serve's HTTP proxy puts before everything: its own control routes are closed to clients.
+"""Serve's HTTP proxy, which is before everything: its own control routes are closed to clients.
 
-The proxy answers /-/routes and /-/healthz by itself, before any gateway. It finds this module through the
-environment variable `VARIABLE`, which has to be set where the proxy starts.
+The proxy answers /-/routes and /-/healthz by itself, before any gateway. It finds this module through an
+environment variable, which has to be set where Serve starts.
 """
 
 from __future__ import annotations
+
+import os
 
 from starlette.middleware import Middleware
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from serving.gateway.errors import ApiError
 
-VARIABLE = {"RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "serving.front.middlewares"}
+CALLBACK = "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH"
+#: Three checks that fail, and Serve replaces the proxy: at its own 10 s nobody is answered for half a minute.
+CHECKED_EVERY = {"RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": "2"}
+
+
+def environment() -> dict[str, str]:
+    """For the processes of Serve; how often its proxy is checked stays as the user has set it."""
+    kept = {key: os.environ.get(key, value) for key, value in CHECKED_EVERY.items()}
+    return kept | {CALLBACK: "serving.front.middlewares"}
 
 
 class Closed:

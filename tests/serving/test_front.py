@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import runpy
 
 import httpx
 import pytest
@@ -12,12 +13,23 @@ from starlette.applications import Starlette
 from starlette.responses import PlainTextResponse
 from starlette.routing import Route
 
-from serving.front import VARIABLE, middlewares
+from serving.front import CALLBACK, CHECKED_EVERY, environment, middlewares
 
 
 def test_serves_proxy_finds_and_takes_it() -> None:
-    (path,) = VARIABLE.values()
+    path = environment()[CALLBACK]
     assert len(validate_http_proxy_callback_return(call_function_from_import_path(path))) == 1
+
+
+@pytest.mark.filterwarnings("ignore:.*found in sys.modules")
+def test_serve_checks_its_proxy_as_often_as_we_say_or_the_user(monkeypatch: pytest.MonkeyPatch) -> None:
+    (variable,) = CHECKED_EVERY
+    for seconds in ("2", "7"):
+        for name, value in environment().items():
+            monkeypatch.setenv(name, value)
+        constants = runpy.run_module("ray.serve._private.constants")
+        assert constants["PROXY_HEALTH_CHECK_PERIOD_S"] == float(seconds)
+        monkeypatch.setenv(variable, "7")
 
 
 @pytest.mark.parametrize(("path", "status"), [("/-/routes", 404), ("/-/healthz", 404), ("/v1/models", 200)])
