@@ -5,10 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+KILLS = ("kill", "kill swapping", "kill conductor")
 Kind = Literal["kill", "kill swapping", "kill conductor", "promote", "roll back", "promote damaged"]
 
 SWAP_AT, KILL_AT, CONDUCTOR_AT = 0.05, 0.6, 0.9  # shares of the interval at which each comes
-DAMAGED_BEFORE, DAMAGED_AFTER = 0.1, 0.3  # around a kill, shares of the interval between kills
+# Shares of the interval between kills: damaged files are promoted so long before a kill and taken back so
+# long after it, and no other swap comes then or so shortly before and after.
+DAMAGED_BEFORE, DAMAGED_AFTER, QUIET = 0.1, 0.3, 0.1
 
 
 @dataclass(frozen=True, order=True)
@@ -34,9 +37,10 @@ def schedule(seconds: float, kill_every: float, swap_every: float) -> list[Act]:
     plain = [kill for kill in kills if kill not in met]
     acts += [Act(kill, "kill") for kill in plain]
     if plain:
-        kill = plain[-1]
-        acts.append(Act(kill - DAMAGED_BEFORE * kill_every, "promote damaged"))
-        acts.append(Act(kill + DAMAGED_AFTER * kill_every, "roll back"))
+        began, ended = plain[-1] - DAMAGED_BEFORE * kill_every, plain[-1] + DAMAGED_AFTER * kill_every
+        quiet = QUIET * kill_every
+        acts = [act for act in acts if act.kind in KILLS or not began - quiet <= act.at <= ended + quiet]
+        acts += [Act(began, "promote damaged"), Act(ended, "roll back")]
         acts.append(Act(CONDUCTOR_AT * kill_every, "kill conductor"))
     return sorted(acts)
 

@@ -43,10 +43,20 @@ def test_acts_come_in_order_within_the_time_and_no_swap_is_at_a_kill_unless_it_i
     assert len(damaged) <= 1
 
 
-def test_damaged_files_are_taken_back_after_the_kill_and_before_anything_else() -> None:
-    acts = [act.kind for act in schedule(60, 20, 20)]
-    start = acts.index("promote damaged")
-    assert acts[start : start + 3] == ["promote damaged", "kill", "roll back"]
+@given(st.floats(60, 1200), st.floats(10, 150), st.floats(10, 60))
+def test_damaged_files_are_taken_back_after_a_kill_and_before_any_other_swap(
+    seconds: float, kill_every: float, swap_every: float
+) -> None:
+    acts = [act for act in schedule(seconds, kill_every, swap_every) if act.kind != "kill conductor"]
+    kinds = [act.kind for act in acts]
+    if "promote damaged" in kinds:
+        start = kinds.index("promote damaged")
+        assert kinds[start : start + 3] == ["promote damaged", "kill", "roll back"]
+        others = [
+            act.at for act in (*acts[:start], *acts[start + 3 :]) if act.kind in ("promote", "roll back")
+        ]
+        began, ended = acts[start].at, acts[start + 2].at
+        assert all(at < began - 0.09 * kill_every or at > ended + 0.09 * kill_every for at in others)
 
 
 @pytest.mark.parametrize("dead", [{}, {"r1": 0.5}])
