@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-KILLS = ("kill", "kill swapping", "kill conductor")
 Kind = Literal["kill", "kill swapping", "kill conductor", "promote", "roll back", "promote damaged"]
 
+SWAPS = ("promote", "roll back")
 SWAP_AT, KILL_AT, CONDUCTOR_AT = 0.05, 0.6, 0.9  # shares of the interval at which each comes
 # Shares of the interval between kills: damaged files are promoted so long before a kill and taken back so
 # long after it, and no other swap comes then or so shortly before and after.
@@ -39,7 +39,7 @@ def schedule(seconds: float, kill_every: float, swap_every: float) -> list[Act]:
     if plain:
         began, ended = plain[-1] - DAMAGED_BEFORE * kill_every, plain[-1] + DAMAGED_AFTER * kill_every
         quiet = QUIET * kill_every
-        acts = [act for act in acts if act.kind in KILLS or not began - quiet <= act.at <= ended + quiet]
+        acts = [act for act in acts if act.kind not in SWAPS or not began - quiet <= act.at <= ended + quiet]
         acts += [Act(began, "promote damaged"), Act(ended, "roll back")]
         acts.append(Act(CONDUCTOR_AT * kill_every, "kill conductor"))
     return sorted(acts)
