@@ -22,7 +22,8 @@ ONE = Bounds(low=1, start=1)
 @dataclass
 class Worker:
     """`fails`: what `start` raises; `unproved`: versions that it cannot prove; `cut`: adoptions that lose
-    their weights on the way; `hangs`: methods that never return."""
+    their weights on the way; `hangs`: methods that never return; `moves`: whether each question after its
+    health finds it a step further."""
 
     role: Role
     index: int
@@ -34,6 +35,7 @@ class Worker:
     engine: bool = True
     quarantined: str | None = None
     in_flight: int = 0
+    moves: bool = False
     steps: int = 0
     adopted: list[int] = field(default_factory=list[int])
     references: list[tuple[int, str]] = field(default_factory=list[tuple[int, str]])  # version before it
@@ -53,6 +55,7 @@ class Worker:
 
     async def health(self) -> Mapping[str, Any]:
         await self._do("health")
+        self.steps += self.moves
         counter = "engine_steps" if self.role == "generator" else "progress"
         return {
             "alive": self.engine,
@@ -145,6 +148,11 @@ class Scene:
 
     def states(self, role: str = "generator") -> dict[int, str]:
         return {m["index"]: m["state"] for m in self.fleet.report()["members"] if m["role"] == role}
+
+    def under_way(self) -> dict[int, int]:
+        """Index of each generator -> requests that the fleet believes it to work on."""
+        members = self.fleet.report()["members"]
+        return {m["index"]: m["in_flight"] for m in members if m["role"] == "generator"}
 
     def events(self, kind: str = "member", **fields: Any) -> list[dict[str, Any]]:
         lines = [line for line in read_lines(self.path) if line["event"] == kind]

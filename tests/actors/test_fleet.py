@@ -142,12 +142,11 @@ def test_slow_but_moving_work_and_adoption_are_not_taken_for_a_wedge(tmp_path: P
         await scene.publish(0)
         await scene.fleet.reached(0, 5)
         slow, syncing = scene.world.generators
-        slow.in_flight = 1
+        slow.in_flight, slow.moves = 1, True
         syncing.hangs.add("adopt")  # it has drained: nobody is inside
         await scene.publish(1)
-        for _ in range(20):  # longer than the deadline of progress
-            slow.steps += 1
-            await asyncio.sleep(0.04)
+        await asyncio.sleep(0.8)  # longer than the deadline of progress
+        assert slow.steps
         assert scene.states() == {0: "serving", 1: "serving"}
 
     play(tmp_path, act, wanted=sizes(TWO))
@@ -495,6 +494,7 @@ def test_pools_follow_demand_between_their_bounds_until_a_user_decides(
         assert len(scene.fleet.serving("perturber")) == 1  # the settings allow no more
         for worker in scene.world.generators:
             worker.in_flight = 1
+        await until(lambda: all(scene.under_way().values()))  # the fleet hears of it by its next look
         now = Signals(learner_waits=0.0, held_back=1.0)
         for _ in range(10):
             await asyncio.sleep(0.05)
