@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -145,8 +146,8 @@ def test_slow_but_moving_work_and_adoption_are_not_taken_for_a_wedge(tmp_path: P
         slow.in_flight, slow.moves = 1, True
         syncing.hangs.add("adopt")  # it has drained: nobody is inside
         await scene.publish(1)
-        await asyncio.sleep(0.8)  # longer than the deadline of progress
-        assert slow.steps
+        since = time.monotonic()  # until it was looked at, for longer than the deadline of progress
+        await until(lambda: slow.steps > 2 and time.monotonic() - since > 0.8)
         assert scene.states() == {0: "serving", 1: "serving"}
 
     play(tmp_path, act, wanted=sizes(TWO))
