@@ -84,7 +84,7 @@ serve-fuzz: setup
 serve-chaos: setup
 	$(BIN)/python -m benchmarks.serving.chaos $(ARGS)
 
-# What the gateway costs beside vLLM's own server, on one core each in turns (about 35 minutes).
+# What the gateway costs beside vLLM's own server and Ray Serve LLM's, on one core each in turns (35 minutes).
 bench-serving: setup
 	$(BIN)/python -m benchmarks.serving.overhead $(ARGS)
 

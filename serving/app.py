@@ -85,21 +85,26 @@ class Server:
 
 
 def serve(
-    target: Path | None, settings: Settings, *, ray_address: str | None = None, name: str | None = None
+    target: Path | None,
+    settings: Settings,
+    *,
+    ray_address: str | None = None,
+    name: str | None = None,
+    bound: Callable[[Sequence[Served], Settings], Any] | None = None,
 ) -> int:
     """Serve until SIGINT or SIGTERM and return the exit status: 128 + the signal's number.
 
     `target` is a run or a checkpoint. With `settings.registry` what is promoted there is served, and
     followed; a target is then its first version. `settings.models` has several instead. Without
-    `ray_address` (or RAY_ADDRESS) a local Ray is started, and ended again. Raises NotServable and ServeError
-    before the endpoint is up; a second signal ends the process at once.
+    `ray_address` (or RAY_ADDRESS) a local Ray is started, and ended again. `bound`: as for `running`. Raises
+    NotServable and ServeError before the endpoint is up; a second signal ends the process at once.
     """
     models = find(target, settings, name)
     address = ray_address or os.environ.get("RAY_ADDRESS") or None
     if address is None:
         _check_port(settings.host, settings.port)
     try:
-        with running(models, settings, address) as server:
+        with running(models, settings, address, bound=bound) as server:
             _announce(server)
             while True:
                 signal.pause()

@@ -1,13 +1,13 @@
-"""What the gateway costs: the same chats to our server and to vLLM's own, side by side.
+"""What the gateway costs: the same chats to our server, to vLLM's own and to Ray Serve LLM's, side by side.
 
     python -m benchmarks.serving.overhead                           # about 35 minutes
     python -m benchmarks.serving.overhead --seconds 1 --blocks 2    # to see that it runs
 
-Both servers run the same checkpoint with the same options of the engine, and both are up all the time, but
-only one is under load. With two cores or more, every process of the loaded server is on one core; the idle
-server and the load generator are on another, so that Ray's idle processes cost vLLM's server nothing. The
-servers take turns within every block (bare, gateway; in the next block gateway, bare), so that drift of the
-machine cancels. Answers are compared before anything is timed: greedy texts must be equal.
+The servers run the same checkpoint with the same options of the engine. All are up all the time, but only one
+is under load. With two cores or more, every process of the loaded server is on one core; the idle ones and
+the load generator are on another, so that Ray's idle processes cost vLLM's server nothing. The servers take
+turns within every block, in the next block in the opposite order, so that drift of the machine cancels.
+Answers are compared before anything is timed: greedy texts must be equal.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ import os
 import platform
 import sys
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
@@ -31,7 +32,7 @@ from cpuinfo import get_cpu_info
 from benchmarks.serving.overhead import load, report
 from benchmarks.serving.overhead.load import CONTENTS, Block, Cell
 from benchmarks.serving.overhead.report import Arm, per_second
-from benchmarks.serving.overhead.servers import Server, both
+from benchmarks.serving.overhead.servers import Server, running
 from pipelines.worlds.glyphs import BASE_MODEL
 
 AT_ONCE = (1, 4, 16, None)
@@ -43,12 +44,12 @@ CELLS = [
 OPEN_SHARE = 0.5  # rate of the open loop, of what the slower server does with 4 requests at once
 
 
-def compare(servers: tuple[Server, Server]) -> None:
-    """Raises SystemExit where the two answer differently."""
+def compare(servers: Sequence[Server]) -> None:
+    """Raises SystemExit where they answer differently."""
     for content in CONTENTS:
         asked = load.bodies(content, stream=False)[:COMPARED]
         answers = [asyncio.run(load.texts(server.url, asked)) for server in servers]
-        other = [(a, b) for a, b in zip(*answers, strict=True) if a != b]
+        other = [texts for texts in zip(*answers, strict=True) if len(set(texts)) > 1]
         if other:
             raise SystemExit(f"{content}: {len(other)} of {COMPARED} greedy answers differ, first {other[0]}")
 
@@ -56,7 +57,7 @@ def compare(servers: tuple[Server, Server]) -> None:
 class Turns:
     """Gives the servers their turns, each on the cores of the one under load."""
 
-    def __init__(self, servers: tuple[Server, Server]) -> None:
+    def __init__(self, servers: Sequence[Server]) -> None:
         self._servers = servers
         cores = sorted(os.sched_getaffinity(0))
         self.loaded, self.aside = ({cores[0]}, {cores[1]}) if len(cores) > 1 else ({cores[0]}, {cores[0]})
@@ -78,7 +79,7 @@ class Turns:
         return block, server.used() - cpu, server.inside() - inside
 
     def rates(self, seconds: float) -> dict[Cell, float]:
-        """Warm both servers up under every load; what the open loops are to send per second."""
+        """Warm the servers up under every load; what the open loops are to send per second."""
         slowest: dict[Cell, float] = {}
         for cell, server in product(CELLS, self._servers):
             if cell.at_once is None:
@@ -91,7 +92,7 @@ class Turns:
 
 
 def measure(
-    turns: Turns, servers: tuple[Server, Server], blocks: int, seconds: float
+    turns: Turns, servers: Sequence[Server], blocks: int, seconds: float
 ) -> dict[Cell, dict[str, Arm]]:
     """All blocks of all loads."""
     rates = turns.rates(min(seconds, 3.0))
@@ -108,18 +109,20 @@ def measure(
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="What the gateway costs beside vLLM's own server")
-    parser.add_argument("--seconds", type=float, default=8.0, help="of load per server, block and kind")
+    parser = argparse.ArgumentParser(
+        description="What the gateway costs beside vLLM's and Ray Serve's servers"
+    )
+    parser.add_argument("--seconds", type=float, default=6.0, help="of load per server, block and kind")
     parser.add_argument("--blocks", type=int, default=6)
     parser.add_argument("--json", type=Path, help="write the result here")
     given = parser.parse_args()
-    with both(BASE_MODEL) as servers:
+    with running(BASE_MODEL) as servers:
         compare(servers)
         turns = Turns(servers)
         measured = measure(turns, servers, given.blocks, given.seconds)
     found, spent = report.rows(measured), report.spent(measured)
     where = (
-        f"servers in turns on core {min(turns.loaded)}; the idle one and the load generator on core "
+        f"servers in turns on core {min(turns.loaded)}; the idle ones and the load generator on core "
         f"{min(turns.aside)}; {given.blocks} blocks of {given.seconds:g} s per server and kind"
     )
     machine = f"{get_cpu_info().get('brand_raw', platform.machine())}, {os.cpu_count()} cores"

@@ -1,4 +1,4 @@
-"""Ratios and differences of two servers with intervals: blocks are resampled, since what disturbs one request
+"""Ratios and differences of servers with intervals: blocks are resampled, since what disturbs one request
 disturbs its neighbours as well."""
 
 from __future__ import annotations
@@ -13,11 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.serving.overhead.load import Block, Cell
-from benchmarks.serving.overhead.servers import BACKGROUND, ROLES
+from benchmarks.serving.overhead.servers import BACKGROUND, BARE, ROLES, SERVE, SERVERS
 from pipelines.evaluation.bootstrap import Interval, interval
 
 RESAMPLES = 1000
-ARMS = ("bare", "gateway")
 
 
 @dataclass(kw_only=True)
@@ -40,12 +39,15 @@ class Compared:
     value: float
     interval: Interval | None
 
-    def shown(self, scale: float = 1.0, digits: int = 2) -> str:
-        text = f"{self.value * scale:.{digits}f}"
-        if self.interval is None:
-            return text
-        low, high = (f"{end * scale:.{digits}f}" for end in self.interval)
-        return f"{text} [{low}, {high}]"
+
+def shown(one: Compared | None, scale: float = 1.0, digits: int = 2) -> str:
+    if one is None:
+        return ""
+    text = f"{one.value * scale:.{digits}f}"
+    if one.interval is None:
+        return text
+    low, high = (f"{end * scale:.{digits}f}" for end in one.interval)
+    return f"{text} [{low}, {high}]"
 
 
 def per_second(blocks: Sequence[Block]) -> float:
@@ -53,68 +55,61 @@ def per_second(blocks: Sequence[Block]) -> float:
     return sum(len(block.latencies) for block in blocks) / sum(block.seconds for block in blocks)
 
 
-def throughput_ratio(bare: Arm, ours: Arm) -> Compared:
-    """Answers per second of ours over bare's."""
-    return _compare(bare, ours, lambda a, b: per_second(b) / per_second(a))
+def throughput_ratio(base: Arm, arm: Arm) -> Compared:
+    """Answers per second of `arm` over those of `base`."""
+    return _compare(base, arm, lambda a, b: per_second(b) / per_second(a))
 
 
-def added(bare: Arm, ours: Arm, quantile: float, field_name: str = "latencies") -> Compared:
-    """Ours minus bare's, at a quantile of the requests' seconds."""
+def added(base: Arm, arm: Arm, quantile: float, field_name: str = "latencies") -> Compared:
+    """The arm's minus the base's, at a quantile of the requests' seconds."""
 
     def at(blocks: Sequence[Block]) -> float:
         return float(np.quantile([s for block in blocks for s in getattr(block, field_name)], quantile))
 
-    return _compare(bare, ours, lambda a, b: at(b) - at(a))
+    return _compare(base, arm, lambda a, b: at(b) - at(a))
 
 
-def _compare(bare: Arm, ours: Arm, measure: Callable[[list[Block], list[Block]], float]) -> Compared:
+def _compare(base: Arm, arm: Arm, measure: Callable[[list[Block], list[Block]], float]) -> Compared:
     """Block i of one server is drawn together with block i of the other: they were neighbours in time."""
-    count = len(bare.blocks)
+    count = len(base.blocks)
     drawn: NDArray[np.int64] = np.random.default_rng(0).integers(count, size=(RESAMPLES, count))
-    values = [measure([bare.blocks[i] for i in row], [ours.blocks[i] for i in row]) for row in drawn]
-    value = measure(bare.blocks, ours.blocks)
+    values = [measure([base.blocks[i] for i in row], [arm.blocks[i] for i in row]) for row in drawn]
+    value = measure(base.blocks, arm.blocks)
     return Compared(value=value, interval=interval(value, np.array(values)) if count > 1 else None)
 
 
 def rows(measured: dict[Cell, dict[str, Arm]]) -> list[dict[str, Any]]:
-    """What the table shows, one row per kind of load."""
-    found: list[dict[str, Any]] = []
-    for cell, arms in measured.items():
-        bare, ours = (arms[name] for name in ARMS)
-        closed = cell.at_once is not None
-        found.append(
-            {
-                "load": cell.load,
-                "asked": cell.asked,
-                "answers": [bare.answers, ours.answers],
-                "per_second": [per_second(bare.blocks), per_second(ours.blocks)],
-                "ratio": throughput_ratio(bare, ours) if closed else None,
-                "p50_s": added(bare, ours, 0.5),
-                "p99_s": added(bare, ours, 0.99),
-                "first_p50_s": added(bare, ours, 0.5, "firsts") if cell.stream else None,
-            }
-        )
-    return found
+    """What the table shows: a row per kind of load and server, each beside vLLM's own."""
+    return [_row(cell, name, arms) for cell, arms in measured.items() for name in SERVERS]
+
+
+def _row(cell: Cell, name: str, arms: dict[str, Arm]) -> dict[str, Any]:
+    arm, bare, serve = arms[name], arms[BARE], arms[SERVE]
+    closed, beside, beyond = cell.at_once is not None, name != BARE, name not in (BARE, SERVE)
+    return {
+        "load": cell.load,
+        "asked": cell.asked,
+        "server": name,
+        "answers": arm.answers,
+        "per_second": per_second(arm.blocks),
+        "ratio": throughput_ratio(bare, arm) if closed and beside else None,
+        "ratio_to_serve": throughput_ratio(serve, arm) if closed and beyond else None,
+        "p50_s": added(bare, arm, 0.5) if beside else None,
+        "p99_s": added(bare, arm, 0.99) if beside else None,
+        "first_p50_s": added(bare, arm, 0.5, "firsts") if beside and cell.stream else None,
+    }
 
 
 def table(found: list[dict[str, Any]]) -> str:
-    """Markdown; the milliseconds are those that the gateway adds."""
-    lines = [
-        "| load | asked | bare, answers/s | gateway | ratio | p50, ms | p99, ms | first byte, ms | answers |",
-        "|---|---|---|---|---|---|---|---|---|",
-    ]
+    """Markdown; the milliseconds are those that a server adds to vLLM's own."""
+    heads = ["load", "asked", "server", "answers/s", f"to {BARE}", f"to {SERVE}"]
+    heads += ["p50, ms", "p99, ms", "first byte, ms", "answers"]
+    lines = ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
     for row in found:
-        ratio, first = row["ratio"], row["first_p50_s"]
-        cells = [
-            row["load"],
-            row["asked"],
-            *(f"{rate:.1f}" for rate in row["per_second"]),
-            ratio.shown() if ratio else "",
-            *(row[name].shown(1000, 1) for name in ("p50_s", "p99_s")),
-            first.shown(1000, 1) if first else "",
-            "/".join(map(str, row["answers"])),
-        ]
-        lines.append("| " + " | ".join(cells) + " |")
+        ratios = [shown(row[name]) for name in ("ratio", "ratio_to_serve")]
+        seconds = [shown(row[name], 1000, 1) for name in ("p50_s", "p99_s", "first_p50_s")]
+        named = [row["load"], row["asked"], row["server"], f"{row['per_second']:.1f}"]
+        lines.append("| " + " | ".join([*named, *ratios, *seconds, str(row["answers"])]) + " |")
     return "\n".join(lines)
 
 
@@ -122,7 +117,7 @@ def spent(measured: dict[Cell, dict[str, Arm]]) -> dict[str, dict[str, float]]:
     """Where the time goes: kind of request and server -> milliseconds of CPU per answer by role, and, for one
     request at a time, those of the clock inside and outside our gateway."""
     found: dict[str, dict[str, float]] = {}
-    for alone, name in product((cell for cell in measured if cell.at_once == 1), ARMS):
+    for alone, name in product((cell for cell in measured if cell.at_once == 1), SERVERS):
         some = [
             arms[name] for cell, arms in measured.items() if replace(cell, at_once=alone.at_once) == alone
         ]

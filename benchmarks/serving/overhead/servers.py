@@ -1,4 +1,4 @@
-"""The two servers, on which cores their processes run, and how much of a core each of them used."""
+"""The servers, on which cores their processes run, and how much of a core each of them used."""
 
 from __future__ import annotations
 
@@ -29,11 +29,15 @@ START_S = 600.0
 MODEL = "measured"
 ROOT = Path(__file__).parents[3]
 
+#: vLLM's own server, Ray Serve LLM's, and ours.
+SERVERS = (BARE, SERVE, OURS) = ("vLLM", "Ray Serve LLM", "plumbline")
+
 #: What a process does, by how its command line begins or what it holds; the first that fits.
 ROLES = {
     "engine": "VLLM::",
     "HTTP proxy": "ray::ProxyActor",
     "gateway": "ray::ServeReplica:plumbline:gateway",
+    "Ray Serve LLM's ingress": "ray::ServeReplica:plumbline:OpenAiIngress",
     "replica": "ray::ServeReplica",
     "media decoders": "serving.decoding",
     "vLLM's HTTP server": "openai.api_server",
@@ -73,7 +77,7 @@ class Server:
         return spent
 
     def inside(self) -> float:
-        """Seconds that chats spent inside our gateway so far; vLLM's own server counts none."""
+        """Seconds that chats spent inside our gateway so far; the other servers count none."""
         text = httpx.get(f"{self.url}/metrics", verify=False).text
         found = re.search(SPENT, text, re.MULTILINE)
         return float(found[1]) if found else 0.0
@@ -84,15 +88,16 @@ def _role(command: str) -> str:
 
 
 @contextmanager
-def both(checkpoint: Path) -> Iterator[tuple[Server, Server]]:
-    """vLLM's own server and ours, ready, with the same options of the engine; ended with the block."""
+def running(checkpoint: Path) -> Iterator[list[Server]]:
+    """All of `SERVERS`, ready, with the same options of the engine; ended with the block."""
     variables = {**os.environ, **environment(), "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     variables.pop("RAY_ADDRESS", None)
     servers: list[Server] = []
     try:
         for name, command, ready in (
-            ("bare", _bare(checkpoint), "/health"),
-            ("gateway", _ours(checkpoint), "/ready"),
+            (BARE, _bare(checkpoint), "/health"),
+            (SERVE, ["benchmarks.serving.overhead.ray_serve_llm", *_served(checkpoint)], "/v1/models"),
+            (OURS, ["pipelines.cli", "serve", *_served(checkpoint)], "/ready"),
         ):
             port = free_port()
             process = subprocess.Popen(
@@ -103,8 +108,7 @@ def both(checkpoint: Path) -> Iterator[tuple[Server, Server]]:
             )
             servers.append(Server(name, f"http://127.0.0.1:{port}", process))
             _wait(servers[-1], ready)
-        bare, ours = servers
-        yield bare, ours
+        yield servers
     finally:
         for server in servers:
             server.process.terminate()
@@ -112,8 +116,8 @@ def both(checkpoint: Path) -> Iterator[tuple[Server, Server]]:
             server.process.wait(120)
 
 
-def _ours(checkpoint: Path) -> list[str]:
-    return ["pipelines.cli", "serve", str(checkpoint), "--name", MODEL]
+def _served(checkpoint: Path) -> list[str]:
+    return [str(checkpoint), "--name", MODEL]
 
 
 def _bare(checkpoint: Path) -> list[str]:

@@ -1,4 +1,4 @@
-"""The comparison of two servers: its arithmetic, and a load on a server of its own."""
+"""The comparison of servers: its arithmetic, and a load on a server of its own."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import pytest
 from benchmarks.serving.overhead import load, report, servers
 from benchmarks.serving.overhead.load import Block, Cell
 from benchmarks.serving.overhead.report import Arm
+from benchmarks.serving.overhead.servers import BARE, OURS, SERVE
 
 ALONE = Cell(content="text", stream=False, at_once=1)
 
@@ -39,7 +40,7 @@ def test_ratio_and_added_time_of_hand_made_blocks() -> None:
 
 
 def test_one_block_has_no_interval() -> None:
-    assert report.throughput_ratio(arm([1.0]), arm([1.0])).shown() == "1.00"
+    assert report.shown(report.throughput_ratio(arm([1.0]), arm([1.0]))) == "1.00"
 
 
 def test_the_time_spent_is_per_answer_over_all_loads_of_a_kind() -> None:
@@ -48,24 +49,30 @@ def test_the_time_spent_is_per_answer_over_all_loads_of_a_kind() -> None:
     bare, ours = arm([0.010, 0.030], cpu=Counter(engine=6000)), arm([0.040, 0.040], inside=0.050)
     more = arm([0.050], cpu=Counter(engine=3000))
     measured = {
-        ALONE: {"bare": bare, "gateway": ours},
-        several: {"bare": more, "gateway": more},
-        other: {"bare": ours, "gateway": ours},
+        ALONE: {BARE: bare, SERVE: bare, OURS: ours},
+        several: {BARE: more, SERVE: more, OURS: more},
+        other: {BARE: ours, SERVE: ours, OURS: ours},
     }
     found = report.spent(measured)
-    assert found["text, whole, bare"] == {"engine": 3.0, "clock": 20.0}
+    assert found["text, whole, vLLM"] == found["text, whole, Ray Serve LLM"] == {"engine": 3.0, "clock": 20.0}
     clock = {"clock": 40.0, "... inside the gateway": 25.0, "... before and after it": 15.0}
-    assert found["text, whole, gateway"] == pytest.approx({"engine": 1.0, **clock})
+    assert found["text, whole, plumbline"] == pytest.approx({"engine": 1.0, **clock})
     lines = report.spent_table(found).splitlines()
-    assert lines[2] == "| engine | 3.00 | 1.00 |  |  |"
+    assert lines[2] == "| engine | 3.00 | 3.00 | 1.00 |  |  |  |"
 
 
-def test_the_table_has_a_row_per_load() -> None:
+def test_the_table_has_a_row_per_load_and_server() -> None:
     open_loop = Cell(content="picture", stream=True, at_once=None)
-    measured = {cell: {"bare": arm([0.010]), "gateway": arm([0.012])} for cell in (ALONE, open_loop)}
-    lines = report.table(report.rows(measured)).splitlines()
-    assert lines[2] == "| 1 at once | text, whole | 1.0 | 1.0 | 1.00 | 2.0 | 2.0 |  | 1/1 |"
-    assert lines[3] == "| open loop | picture, streamed | 1.0 | 1.0 |  | 2.0 | 2.0 | 2.0 | 1/1 |"
+    arms = {BARE: arm([0.010, 0.010]), SERVE: arm([0.012, 0.012]), OURS: arm([0.015])}
+    lines = report.table(report.rows({ALONE: arms, open_loop: arms})).splitlines()
+    assert lines[2:] == [
+        "| 1 at once | text, whole | vLLM | 2.0 |  |  |  |  |  | 2 |",
+        "| 1 at once | text, whole | Ray Serve LLM | 2.0 | 1.00 |  | 2.0 | 2.0 |  | 2 |",
+        "| 1 at once | text, whole | plumbline | 1.0 | 0.50 | 0.50 | 5.0 | 5.0 |  | 1 |",
+        "| open loop | picture, streamed | vLLM | 2.0 |  |  |  |  |  | 2 |",
+        "| open loop | picture, streamed | Ray Serve LLM | 2.0 |  |  | 2.0 | 2.0 | 2.0 | 2 |",
+        "| open loop | picture, streamed | plumbline | 1.0 |  |  | 5.0 | 5.0 | 5.0 | 1 |",
+    ]
 
 
 def test_options_of_the_engine_become_flags() -> None:
