@@ -41,7 +41,7 @@ CELLS = [
     Cell(content=content, stream=stream, at_once=at_once)
     for content, stream, at_once in product(CONTENTS, (False, True), AT_ONCE)
 ]
-OPEN_SHARE = 0.5  # rate of the open loop, of what the slower server does with 4 requests at once
+OPEN_SHARE = 0.5  # rate of the open loop, of what the slowest server does with 4 requests at once
 
 
 def compare(servers: Sequence[Server]) -> None:
