@@ -90,7 +90,7 @@ class Kill:
     seen: dict[str, Any]  # what Ray and the run said of the victim right before
     at: float
     detected_s: float | None = None
-    recovered_s: float | None = None  # next trained step
+    recovered_s: float | None = None  # next trained step, see `_recover`
     serving_s: float | None = None  # of a pool's worker: another one serves in its place
 
 
@@ -245,45 +245,55 @@ class RealRun:
     # -- recovery -------------------------------------------------------------------------------------------
 
     def _recover(self, kill: Kill) -> None:
+        """Wait until the death is noticed, then for a step: of the run without its learner or ledger only one
+        that comes later counts, since the step under way may still end; a pool's others train on."""
+        noticed: float | None = time.time()
         if kill.role == "driver":
-            kill.detected_s = time.time() - kill.at
             self._start(resume=True)
-        trained = self._await_step(kill.at, self.deadline_s)
-        kill.recovered_s = None if trained is None else round(trained - kill.at, 2)
-        if kill.recovered_s is None:
+        else:
+            noticed = self._detected(kill)
+        if noticed is None:
+            self.problems.append(f"{kill.role} {kill.signal} (pid {kill.pid}): nobody noticed")
+        else:
+            kill.detected_s = round(noticed - kill.at, 2)
+        since = kill.at if kill.role in FLEET or noticed is None else noticed
+        trained = self._await_step(since, kill.at + self.deadline_s - time.time())
+        if trained is None:
             self.problems.append(
                 f"{kill.role} {kill.signal}: nothing was trained within {self.deadline_s:g} s"
             )
-        if kill.detected_s is None:
-            kill.detected_s = self._detected(kill)
-        if kill.detected_s is None:
-            self.problems.append(f"{kill.role} {kill.signal} (pid {kill.pid}): nobody noticed")
+        else:
+            kill.recovered_s = round(trained - kill.at, 2)
 
     def _await_step(self, after: float, patience_s: float) -> float | None:
         """When the next step was trained, by the driver's journal."""
-        until = time.monotonic() + patience_s
-        while time.monotonic() < until:
-            steps = [e["at"] for e in self._events() if e["event"] == "stage_seconds" and "step" in e]
-            if (later := [at for at in steps if at > after]) and self.driver is not None:
-                return later[0]
-            if self.driver is not None and self.driver.poll() is not None:
-                break
-            time.sleep(0.25)
-        return None
+        return self._told(
+            lambda event: event["event"] == "stage_seconds" and "step" in event and event["at"] > after,
+            patience_s,
+        )
 
     def _detected(self, kill: Kill) -> float | None:
+        """When the driver's journal says so."""
+
         def names(event: dict[str, Any]) -> bool:
+            if event["at"] < kill.at - 0.01:
+                return False
             if kill.role in FLEET:
                 return event["event"] == "member" and event["state"] == "gone" and event["pid"] == kill.pid
             return event["event"] == "attempt_failed"
 
-        until = time.monotonic() + 60.0  # a stopped worker of a pool: others train on before it is noticed
-        while time.monotonic() < until:
-            found = [e["at"] for e in self._events() if names(e) and e["at"] >= kill.at - 0.01]
-            if found:
-                return round(found[0] - kill.at, 2)
-            time.sleep(0.5)
-        return None
+        return self._told(names, self.deadline_s)
+
+    def _told(self, what: Callable[[dict[str, Any]], bool], patience_s: float) -> float | None:
+        """When the driver's journal first told it; None: not in time, or the driver ended before."""
+        until = time.monotonic() + patience_s
+        while True:
+            over = time.monotonic() > until or (self.driver is not None and self.driver.poll() is not None)
+            if found := next((event["at"] for event in self._events() if what(event)), None):
+                return found
+            if over:
+                return None
+            time.sleep(0.25)
 
     def _events(self) -> list[dict[str, Any]]:
         with suppress(ValueError):  # in the middle of a line
