@@ -148,7 +148,7 @@ class RealRun:
         try:
             ray.init(address=self.address, log_to_driver=False, _node_ip_address=LOOPBACK)
             self._start()
-            self._await_step(time.time(), START_S)
+            self._await_step(time.time(), time.time() + START_S)
             work()
             self._stop()
             ray.shutdown()
@@ -257,7 +257,7 @@ class RealRun:
         else:
             kill.detected_s = round(noticed - kill.at, 2)
         since = kill.at if kill.role in FLEET or noticed is None else noticed
-        trained = self._await_step(since, kill.at + self.deadline_s - time.time())
+        trained = self._await_step(since, kill.at + self.deadline_s)
         if trained is None:
             self.problems.append(
                 f"{kill.role} {kill.signal}: nothing was trained within {self.deadline_s:g} s"
@@ -265,12 +265,13 @@ class RealRun:
         else:
             kill.recovered_s = round(trained - kill.at, 2)
 
-    def _await_step(self, after: float, patience_s: float) -> float | None:
+    def _await_step(self, after: float, until: float) -> float | None:
         """When the next step was trained, by the driver's journal."""
-        return self._told(
-            lambda event: event["event"] == "stage_seconds" and "step" in event and event["at"] > after,
-            patience_s,
-        )
+
+        def ends(event: dict[str, Any]) -> bool:
+            return event["event"] == "stage_seconds" and "step" in event and event["at"] > after
+
+        return self._told(ends, until)
 
     def _detected(self, kill: Kill) -> float | None:
         """When the driver's journal says so."""
@@ -282,13 +283,12 @@ class RealRun:
                 return event["event"] == "member" and event["state"] == "gone" and event["pid"] == kill.pid
             return event["event"] == "attempt_failed"
 
-        return self._told(names, self.deadline_s)
+        return self._told(names, kill.at + self.deadline_s)
 
-    def _told(self, what: Callable[[dict[str, Any]], bool], patience_s: float) -> float | None:
-        """When the driver's journal first told it; None: not in time, or the driver ended before."""
-        until = time.monotonic() + patience_s
+    def _told(self, what: Callable[[dict[str, Any]], bool], until: float) -> float | None:
+        """When the driver's journal first told it; None: not until then, or the driver ended before."""
         while True:
-            over = time.monotonic() > until or (self.driver is not None and self.driver.poll() is not None)
+            over = time.time() > until or (self.driver is not None and self.driver.poll() is not None)
             if found := next((event["at"] for event in self._events() if what(event)), None):
                 return found
             if over:
