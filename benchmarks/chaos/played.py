@@ -43,14 +43,15 @@ class Played:
 
 
 def replaced(events: Iterable[Mapping[str, Any]], role: str, at: float) -> float | None:
-    """Seconds after `at` (wall clock) until somebody serves in the role who had not before."""
+    """Seconds after `at` (wall clock) until a process serves in the role that had not before. By process: a
+    driver that resumes counts its workers from 0 again."""
     serving = [
-        (event["at"], event["index"])
+        (event["at"], event["pid"])
         for event in events
         if event["event"] == "member" and event["state"] == "serving" and event["role"] == role
     ]
-    before = {index for when, index in serving if when <= at}
-    return min((when - at for when, index in serving if index not in before), default=None)
+    before = {pid for when, pid in serving if when <= at}
+    return min((when - at for when, pid in serving if pid not in before), default=None)
 
 
 def write(path: Path, value: Any) -> None:

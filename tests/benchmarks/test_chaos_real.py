@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.chaos.played import replaced
 from benchmarks.chaos.real import Kill, RealRun
 from pipelines.journal import Journal
 
@@ -51,3 +52,13 @@ def test_what_nobody_notices_and_a_run_that_trains_no_more_are_named(run: RealRu
         "rank SIGSTOP (pid 17): nobody noticed",
         "ledger SIGSTOP: nothing was trained within 150 s",
     ]
+
+
+def test_a_new_process_replaces_a_killed_one_whatever_its_index() -> None:
+    def serves(at: float, pid: int, index: int, role: str = "generator") -> dict[str, object]:
+        return {"event": "member", "state": "serving", "at": at, "pid": pid, "index": index, "role": role}
+
+    told = [serves(1.0, 17, 0), serves(2.0, 18, 1), serves(9.0, 30, 0), serves(11.0, 18, 1)]
+    told += [serves(12.0, 40, 0, "scorer"), serves(14.0, 31, 1), serves(15.0, 32, 2)]
+    assert replaced(told, "generator", 10.0) == 4.0
+    assert replaced(told, "generator", 15.0) is None
