@@ -120,13 +120,13 @@ def test_work_that_ends_slowly_does_not_outlive_the_loop() -> None:
 
 
 def test_a_ledger_without_news_is_not_a_silent_one() -> None:
-    world = World(steps=1, groups=2, lag=0)
+    world = World(steps=1, groups=2, lag=0, timeout_s=20)
 
     async def slow(lease: Lease, parcel: Any) -> Receipt | Fault:
-        await asyncio.sleep(0.3)
+        await asyncio.sleep(2.5)
         return await world.produce(lease, parcel)
 
-    assert run(world, slow, replace(FAST, call_s=0.1))["trained"] == 2
+    assert run(world, slow, replace(FAST, call_s=2.0))["trained"] == 2
 
 
 def test_a_delivery_that_the_ledger_refused_is_issued_again() -> None:
