@@ -84,9 +84,11 @@ def test_a_replica_that_swaps_costs_nobody_an_answer() -> None:
 
 def test_no_two_tries_share_an_id() -> None:
     behind = backend(refuse=SWAPPING)
-    run(lambda: post(gateway(behind, {"load": {"retry_s": 0.2}}), HELLO))
+    run(lambda: post(gateway(behind, {"load": {"retry_s": 1.5}}), HELLO))
     ids = [request_id for one in behind.replicas for _, _, request_id in one.asked]
-    assert len(ids) == len(set(ids)) == 3  # pauses of 0.05 and 0.1 s fit, one of 0.2 does not
+    assert len(ids) == len(set(ids))
+    # Pauses of 0.05, 0.1, 0.2, 0.4 and 0.5 s fit, another of 0.5 does not; fewer while the machine stalls.
+    assert 3 <= len(ids) <= 6
 
 
 def test_an_error_of_the_request_is_not_tried_again() -> None:
