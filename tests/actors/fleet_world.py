@@ -147,12 +147,14 @@ class Scene:
             await self.publisher.publish(version(number), {})
 
     def states(self, role: str = "generator") -> dict[int, str]:
-        return {m["index"]: m["state"] for m in self.fleet.report()["members"] if m["role"] == role}
+        return self._reported(role, "state")
 
     def under_way(self) -> dict[int, int]:
         """Index of each generator -> requests that the fleet believes it to work on."""
-        members = self.fleet.report()["members"]
-        return {m["index"]: m["in_flight"] for m in members if m["role"] == "generator"}
+        return self._reported("generator", "in_flight")
+
+    def _reported(self, role: str, what: str) -> dict[int, Any]:
+        return {m["index"]: m[what] for m in self.fleet.report()["members"] if m["role"] == role}
 
     def events(self, kind: str = "member", **fields: Any) -> list[dict[str, Any]]:
         lines = [line for line in read_lines(self.path) if line["event"] == kind]

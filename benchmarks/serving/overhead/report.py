@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.serving.overhead.load import Block, Cell
-from benchmarks.serving.overhead.servers import BACKGROUND, BARE, ROLES, SERVE, SERVERS
+from benchmarks.serving.overhead.servers import BACKGROUND, BARE, OURS, ROLES, SERVE, SERVERS
 from pipelines.evaluation.bootstrap import Interval, interval
 
 RESAMPLES = 1000
@@ -85,7 +85,7 @@ def rows(measured: dict[Cell, dict[str, Arm]]) -> list[dict[str, Any]]:
 
 def _row(cell: Cell, name: str, arms: dict[str, Arm]) -> dict[str, Any]:
     arm, bare, serve = arms[name], arms[BARE], arms[SERVE]
-    closed, beside, beyond = cell.at_once is not None, name != BARE, name not in (BARE, SERVE)
+    closed, beside = cell.at_once is not None, name != BARE
     return {
         "load": cell.load,
         "asked": cell.asked,
@@ -93,7 +93,7 @@ def _row(cell: Cell, name: str, arms: dict[str, Arm]) -> dict[str, Any]:
         "answers": arm.answers,
         "per_second": per_second(arm.blocks),
         "ratio": throughput_ratio(bare, arm) if closed and beside else None,
-        "ratio_to_serve": throughput_ratio(serve, arm) if closed and beyond else None,
+        "ratio_to_serve": throughput_ratio(serve, arm) if closed and name == OURS else None,
         "p50_s": added(bare, arm, 0.5) if beside else None,
         "p99_s": added(bare, arm, 0.99) if beside else None,
         "first_p50_s": added(bare, arm, 0.5, "firsts") if beside and cell.stream else None,

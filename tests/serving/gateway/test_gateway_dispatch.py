@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from serving.gateway import dispatch
 from serving.gateway.dispatch import pick
 from serving.gateway.stub import StubBackend
 from serving.wire import Answer, Refusal, Routing
@@ -82,13 +83,13 @@ def test_a_replica_that_swaps_costs_nobody_an_answer() -> None:
     )  # replicas take turns: each answer meets the closed one first
 
 
-def test_no_two_tries_share_an_id() -> None:
+def test_no_two_tries_share_an_id(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dispatch, "FIRST_PAUSE_S", 0.75)  # longer than a busy machine stands still
+    monkeypatch.setattr(dispatch, "LONGEST_PAUSE_S", 7.5)
     behind = backend(refuse=SWAPPING)
-    run(lambda: post(gateway(behind, {"load": {"retry_s": 1.5}}), HELLO))
+    run(lambda: post(gateway(behind, {"load": {"retry_s": 3.0}}), HELLO))
     ids = [request_id for one in behind.replicas for _, _, request_id in one.asked]
-    assert len(ids) == len(set(ids))
-    # Pauses of 0.05, 0.1, 0.2, 0.4 and 0.5 s fit, another of 0.5 does not; fewer while the machine stalls.
-    assert 3 <= len(ids) <= 6
+    assert len(ids) == len(set(ids)) == 3  # pauses of 0.75 and 1.5 s fit, one of 3 does not
 
 
 def test_an_error_of_the_request_is_not_tried_again() -> None:
